@@ -1,0 +1,93 @@
+"""The user's settings: one TOML file, typed, with the meaning of every key beside it.
+
+Owns config.toml; knows nothing of who uses a setting.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeqwen import tomlfile
+from edgeqwen.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where models are looked for."""
+
+    roots: tuple[str, ...] = ()
+    """More folders to search for models, after the user's own store; they are never written to."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `run` uses when the command line does not say."""
+
+    ctx: int | None = None
+    """Context in tokens; unset: 8192, or less where the model or the memory has less."""
+    threads: int | None = None
+    """CPU threads; unset: the physical cores that this process may use."""
+    think: bool | None = None
+    """Whether models that can switch thinking do it; unset: as the model card says."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything in config.toml."""
+
+    store: StoreConfig = field(default_factory=StoreConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def load(path: Path) -> Config:
+    """Read the settings; a missing file is all defaults. Raises InvalidConfig."""
+    return tomlfile.decode(tomlfile.read(path), Config, path)
+
+
+def set_value(path: Path, key: str, text: str | None) -> None:
+    """Write one dotted key, keeping the file's comments; None removes it. Raises InvalidConfig.
+
+    The file is checked as a whole before it replaces the old one, so it is never left unreadable.
+    """
+    import tomlkit  # 30 ms to import, and only this function writes TOML
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    *tables, name = key.split(".")
+    table: Any = document
+    for part in tables:
+        table = table.setdefault(part, tomlkit.table())
+    if text is None:
+        table.pop(name, None)
+    else:
+        table[name] = _parse(text)
+    tomlfile.decode(document.unwrap(), Config, path)
+    try:
+        _replace(path, tomlkit.dumps(document))
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {path}: {error.strerror}", file=str(path), key=key) from error
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401 - a TOML value of any type
+    """Read `text` as a TOML value; what is none is taken as a plain string."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,63 @@
+"""Says where things live on this machine. Creates nothing and reads no file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+_APP = "edgeqwen"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The four folders of one user; each may not exist yet."""
+
+    data: Path
+    config: Path
+    cache: Path
+    state: Path
+
+    @property
+    def models(self) -> Path:
+        """The store that this user writes to."""
+        return self.data / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def user_catalogue(self) -> Path:
+        return self.config / "models.toml"
+
+
+def user_paths() -> Paths:
+    """Return this user's folders: all under EDGEQWEN_HOME when that is set, else the platform's own."""
+    if home := os.environ.get("EDGEQWEN_HOME"):
+        root = Path(home).expanduser().absolute()
+        return Paths(root / "data", root / "config", root / "cache", root / "state")
+    dirs = platformdirs.PlatformDirs(_APP, appauthor=False)
+    return Paths(
+        dirs.user_data_path, dirs.user_config_path, dirs.user_cache_path, dirs.user_state_path
+    )
+
+
+def site_stores() -> tuple[Path, ...]:
+    """Return the system-wide stores that exist; they are only ever read."""
+    site = platformdirs.PlatformDirs(_APP, appauthor=False, multipath=True).site_data_dir
+    folders = (Path(part) / "models" for part in site.split(os.pathsep))
+    return tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))
+
+
+def shipped_catalogue() -> Path:
+    """Return models.toml as installed: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / "models.toml"
+    return inside if inside.is_file() else package.parent / "models.toml"

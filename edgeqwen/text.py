@@ -1,0 +1,34 @@
+"""Cleans text that we did not write before anyone shows it.
+
+Owns the one rule for control characters; refuses to know about markup, colours or widgets.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Kept on purpose: newline and tab for layout, ZWNJ and ZWJ because scripts and emoji need them.
+_KEPT = frozenset("\n\t\u200c\u200d")
+# Cc: C0, DEL and C1, where terminal escapes live. Zl, Zp: line breaks that only some programs see.
+# Cs: lone surrogates, which cannot be encoded. Bidi controls can make text read as something else.
+_DROPPED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _is_kept(char: str) -> bool:
+    if char in _KEPT:
+        return True
+    return char not in _BIDI_CONTROLS and unicodedata.category(char) not in _DROPPED_CATEGORIES
+
+
+def clean(text: str) -> str:
+    """Return `text` without control characters; the result is the same however the input was cut."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(filter(_is_kept, text))
+
+
+def clean_line(text: str, limit: int = 200) -> str:
+    """Return `text` as one clean line of at most `limit` characters, for names and messages."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
