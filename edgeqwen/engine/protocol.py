@@ -1,0 +1,253 @@
+"""What front ends and the worker say to each other: typed frames, each with its length before it.
+
+Pure data and framing, shared by both sides. Knows no pipe, no process and no llama.cpp.
+
+A frame is a 4-byte big-endian length and that many bytes of JSON, tagged by its kind.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from edgeqwen.errors import EdgeQwenError, EngineError, from_wire
+
+MAX_FRAME = 64 << 20
+_LENGTH = struct.Struct(">I")
+
+StopReason = Literal["eos", "stop", "length", "cancelled"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Fixed while a model is loaded."""
+
+    paths: tuple[str, ...]
+    """The model file, or all its shards in order; for the scripted engine, its script."""
+    engine: Literal["llama", "scripted"] = "llama"
+    n_ctx: int = 4096
+    """Tokens promised to one slot."""
+    n_slots: int = 1
+    n_batch: int = 512
+    """Most tokens evaluated in one step."""
+    n_threads: int = 1
+    n_gpu_layers: int = -1
+    """Layers on the GPU, where the build has one; -1 is all."""
+
+
+class SamplerParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request chooses its tokens."""
+
+    temperature: float = 0.7
+    """0 always takes the likeliest token."""
+    top_k: int = 20
+    """0 lifts the limit to the 1,024 likeliest tokens: sorting a whole vocabulary costs 10 ms per token."""
+    top_p: float = 0.8
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    """Divides the score of each of the last 64 tokens, prompt included; 1 is off."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    """None takes a new one per request; Finished says which."""
+    max_tokens: int | None = None
+    """None goes on to the end of the context."""
+    stop: tuple[str, ...] = ()
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message of the prompt, in the form that chat templates read."""
+
+    role: Role
+    content: str | list[dict[str, Any]] | None = ""
+    """Text, or OpenAI-style parts of which the text ones are joined."""
+    tool_calls: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    name: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts and durations of one request, by the worker's own clock. Rates are made where they are shown.
+
+    prompt_tokens = cached_tokens + prefill_tokens; decode_tps = (completion_tokens - 1) / decode_s, since n
+    tokens span n - 1 intervals; prefill_tps = prefill_tokens / prefill_s.
+    """
+
+    queued_s: float
+    """Request accepted by the worker to its slot starting on it."""
+    ttft_s: float | None
+    """Slot start to first token sampled, thinking included; None when there was none."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt found in the slot's cache."""
+    prefill_tokens: int
+    """Tokens of the prompt really evaluated."""
+    prefill_s: float
+    """Slot start to the logits of the last prompt token."""
+    completion_tokens: int
+    """Tokens kept, thinking included, the end token not."""
+    decode_s: float
+    """First kept token to last kept token."""
+    rss_bytes: int
+    """The worker's resident memory at the end."""
+
+    @property
+    def prefill_tps(self) -> float | None:
+        return self.prefill_tokens / self.prefill_s if self.prefill_tokens and self.prefill_s > 0 else None
+
+    @property
+    def decode_tps(self) -> float | None:
+        return (self.completion_tokens - 1) / self.decode_s if self.decode_s > 0 else None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """Open the engine; answered by Loading frames, then Ready or Failed."""
+
+    params: LoadParams
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
+    """Answer a conversation; closed by exactly one Finished or Failed."""
+
+    id: int
+    messages: tuple[ChatMessage, ...]
+    sampler: SamplerParams = SamplerParams()
+    think: bool | None = None
+    """For templates that can switch it; None leaves it to the template."""
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Stop a request; what was said so far stays."""
+
+    id: int
+
+
+class Close(msgspec.Struct, frozen=True, kw_only=True, tag="close"):
+    """Finish in good order."""
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):
+    """How far the weights are, 0 to 1."""
+
+    progress: float
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The engine is open."""
+
+    load_s: float
+    """Load asked to engine ready."""
+    n_ctx: int
+    n_slots: int
+    n_vocab: int
+    architecture: str
+    has_template: bool
+    """False: the file brings none and plain ChatML is used."""
+    rss_bytes: int
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """A slot begins with a request."""
+
+    id: int
+    prompt_tokens: int
+    cached_tokens: int
+    in_thinking: bool
+    """The prompt ends inside a thinking block, so the answer starts there."""
+
+
+class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag="prefill"):
+    """How much of the prompt has been read, cached part included."""
+
+    id: int
+    done: int
+    total: int
+
+
+class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """A piece of raw reply text, thinking tags included, control characters not."""
+
+    id: int
+    text: str
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The request is over and this is what it took."""
+
+    id: int
+    stop_reason: StopReason
+    seed: int
+    stats: Stats
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """A request, or the load when `id` is None, ended with an error."""
+
+    id: int | None
+    code: str
+    message: str
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: EdgeQwenError, request: int | None = None) -> Failed:
+        return cls(id=request, code=error.code, message=error.message, data=error.data())
+
+    def error(self) -> EdgeQwenError:
+        """Return the error as it was raised on the other side."""
+        return from_wire(self.code, self.message, self.data)
+
+
+Command = Load | Generate | Cancel | Close
+Event = Loading | Ready | Started | Prefill | TextDelta | Finished | Failed
+
+_encoder = msgspec.json.Encoder()
+_commands: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_events: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode(frame: Command | Event) -> bytes:
+    """Return the frame as it goes on the pipe. Raises EngineError when it is too long."""
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME:
+        raise EngineError(f"a frame of {len(body):,} bytes is too long for the pipe; at most {MAX_FRAME:,}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frame bodies, however the stream arrives."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take more bytes and yield each body that is complete. Raises EngineError on a false length."""
+        self._held += data
+        while len(self._held) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._held)
+            if length > MAX_FRAME:
+                raise EngineError(f"the pipe announced a frame of {length:,} bytes; at most {MAX_FRAME:,}")
+            if len(self._held) < _LENGTH.size + length:
+                return
+            body = bytes(self._held[_LENGTH.size : _LENGTH.size + length])
+            del self._held[: _LENGTH.size + length]
+            yield body
+
+
+def decode_command(body: bytes) -> Command:
+    """Parse what a front end sent. Raises EngineError."""
+    return _decode(_commands, body)
+
+
+def decode_event(body: bytes) -> Event:
+    """Parse what the worker sent. Raises EngineError."""
+    return _decode(_events, body)
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:  # noqa: ANN401 - typed by its callers
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise EngineError(f"the pipe carried something that is no frame: {error}") from error
