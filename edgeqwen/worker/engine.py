@@ -1,0 +1,88 @@
+"""The seam between the scheduler and whatever computes tokens.
+
+Two engines implement it: llama.cpp (llama.py) and a scripted one (scripted.py). Knows no frames.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from edgeqwen.engine.protocol import SamplerParams
+
+
+class Row(NamedTuple):
+    """One token to evaluate."""
+
+    token: int
+    position: int
+    slot: int
+    wants_logits: bool
+
+
+class Decoded(enum.Enum):
+    """How a step ended."""
+
+    DONE = "done"
+    ABORTED = "aborted"
+    """Cut short by `abort`; n_cached says what each slot still holds."""
+
+
+class TokenSampler(Protocol):
+    """Chooses the tokens of one request."""
+
+    def sample(self, row: int, recent: Sequence[int]) -> int:
+        """Return the token that follows batch row `row`; `recent` is what the penalties look at."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """A loaded model and its context; one thread owns it, only `abort` may come from another."""
+
+    architecture: str
+    n_ctx: int
+    """Tokens of one slot."""
+    n_slots: int
+    n_batch: int
+    n_vocab: int
+    eog: frozenset[int]
+    """Tokens that end an answer."""
+    template: str | None
+    """The chat template of the model file."""
+    control_texts: tuple[str, ...]
+    """Spellings of control tokens, which nobody's text may turn into."""
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Return tokens; spellings of control tokens become such only when `special`."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of a token, none for control tokens."""
+        ...
+
+    def decode(self, rows: Sequence[Row]) -> Decoded:
+        """Evaluate at most n_batch rows. Raises EngineError."""
+        ...
+
+    def trim(self, slot: int, length: int) -> bool:
+        """Forget a slot's tokens from position `length` on; False: impossible for this model, nothing done."""
+        ...
+
+    def n_cached(self, slot: int) -> int:
+        """Return how many tokens of a slot are in the cache."""
+        ...
+
+    def open_sampler(self, params: SamplerParams, seed: int) -> TokenSampler: ...
+
+    def abort(self) -> None:
+        """Make the running decode return soon. May be called from any thread."""
+        ...
+
+    def resume(self) -> None:
+        """Take `abort` back."""
+        ...
+
+    def close(self) -> None: ...
