@@ -1,0 +1,155 @@
+"""The worker's loop: takes commands from the pipe, steps the scheduler, sends what happened.
+
+Two threads: this one owns the engine; the reader only queues commands and raises the abort flag. Ends with its
+parent: when the command pipe closes, the process does too.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import traceback
+from typing import BinaryIO
+
+from edgeqwen.engine.protocol import (
+    Cancel,
+    Close,
+    Command,
+    Event,
+    Failed,
+    FrameReader,
+    Generate,
+    Load,
+    Loading,
+    LoadParams,
+    Ready,
+    decode_command,
+    encode,
+)
+from edgeqwen.errors import EdgeQwenError, EngineError
+from edgeqwen.worker.engine import Engine
+from edgeqwen.worker.memory import resident_bytes
+from edgeqwen.worker.slots import Scheduler
+
+_PATIENCE_S = 5.0  # after the parent is gone
+
+
+class Worker:
+    """One engine between two pipes."""
+
+    def __init__(self, commands: BinaryIO, events: BinaryIO) -> None:
+        self._commands, self._events = commands, events
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._engine: Engine | None = None
+        self._scheduler: Scheduler | None = None
+
+    def run(self) -> None:
+        """Serve until told to close or the parent is gone."""
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            while self._serve_one_round():
+                pass
+        except BrokenPipeError:
+            pass  # nobody listens any more
+        finally:
+            if self._scheduler:
+                self._scheduler.close()
+            if self._engine:
+                self._engine.close()
+
+    def _serve_one_round(self) -> bool:
+        """Handle waiting commands and take one step; return False when it is time to go."""
+        busy = self._scheduler is not None and self._scheduler.has_work
+        while not busy or not self._inbox.empty():
+            command = self._inbox.get()
+            if isinstance(command, Close):
+                return False
+            self._send(self._handle(command))
+            busy = self._scheduler is not None and self._scheduler.has_work
+        if self._closing.is_set():
+            return False
+        assert self._scheduler is not None
+        self._send(self._scheduler.step())
+        return True
+
+    def _handle(self, command: Command) -> list[Event]:
+        if isinstance(command, Load):
+            return self._load(command.params)
+        if self._scheduler is None or self._engine is None:
+            request = command.id if isinstance(command, Generate | Cancel) else None
+            return [Failed.of(EngineError("no model is loaded"), request)]
+        if isinstance(command, Generate):
+            return self._scheduler.submit(command)
+        if isinstance(command, Cancel):
+            self._engine.resume()
+            return self._scheduler.cancel(command.id)
+        return []
+
+    def _load(self, params: LoadParams) -> list[Event]:
+        started = time.perf_counter()
+        try:
+            if self._engine is not None:
+                raise EngineError("this worker holds a model already")
+            self._engine = _open_engine(params, self._tell_loading)
+            self._scheduler = Scheduler(self._engine, time.perf_counter)
+        except EdgeQwenError as error:
+            return [Failed.of(error)]
+        ready = Ready(
+            load_s=time.perf_counter() - started,
+            n_ctx=self._engine.n_ctx,
+            n_slots=self._engine.n_slots,
+            n_vocab=self._engine.n_vocab,
+            architecture=self._engine.architecture,
+            has_template=self._engine.template is not None,
+            rss_bytes=resident_bytes(),
+        )
+        return [ready]
+
+    _told = 0.0
+
+    def _tell_loading(self, progress: float) -> bool:
+        """Send progress at most fifty times per load; return False to give the load up."""
+        if progress >= 1 or progress - self._told >= 0.02:
+            self._told = progress
+            self._send([Loading(progress=progress)])
+        return not self._closing.is_set()
+
+    def _send(self, events: list[Event]) -> None:
+        if events:
+            self._events.write(b"".join(map(encode, events)))
+            self._events.flush()
+
+    def _read(self) -> None:
+        """Queue commands as they come; on the reader's thread."""
+        frames = FrameReader()
+        try:
+            while data := os.read(self._commands.fileno(), 1 << 16):
+                for body in frames.feed(data):
+                    self._deliver(decode_command(body))
+        except (OSError, EngineError):
+            traceback.print_exc()
+        self._closing.set()
+        self._deliver(Close())
+        threading.Event().wait(_PATIENCE_S)
+        os._exit(1)  # the engine did not come back; nobody is left who could be told
+
+    def _deliver(self, command: Command) -> None:
+        # In the queue before the flag is up: who finds a step aborted will find the reason, too.
+        self._inbox.put(command)
+        if isinstance(command, Cancel | Close) and self._engine is not None:
+            self._engine.abort()
+
+
+def _open_engine(params: LoadParams, on_progress: object) -> Engine:
+    """Open the engine that was asked for; only that one is imported."""
+    assert callable(on_progress)
+    if params.engine == "scripted":
+        from edgeqwen.worker.scripted import ScriptedEngine
+
+        return ScriptedEngine(params, on_progress)
+    from edgeqwen.worker.llama import LlamaEngine
+
+    return LlamaEngine(params, on_progress)
