@@ -1,0 +1,260 @@
+"""What is here: installed variants in readable folders, each with a manifest that makes it installed.
+
+    <root>/<model>/<quant>/<original file names>.gguf
+    <root>/<model>/<quant>/manifest.json      written last: present means whole
+    <root>/partial/                           files on their way in
+
+Owns the layout, reading and removing. Files come in through adopt.py; knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgeqwen.errors import NotInstalled, StoreError, UnknownModel
+from edgeqwen.models.catalogue import Catalogue, Model
+from edgeqwen.models.facts import ModelFacts
+from edgeqwen.models.ref import ModelRef, is_safe_file_name, is_safe_name, normal_name
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST = 1 << 20
+_BLOCK = 1 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """One file of an installed variant."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record that makes a variant installed."""
+
+    layout: Literal[1]
+    model: str
+    quant: str
+    files: tuple[ManifestFile, ...]
+    facts: ModelFacts
+    came_by: Literal["hard link", "reflink", "copy", "move", "download", "bundle"]
+    created: str
+    """UTC, ISO 8601."""
+    tool: str
+    """Program and version that installed it."""
+    catalogue_ref: str | None = None
+    """The catalogue's model, when size and sha256 of every file are its own."""
+    source: str | None = None
+    """Where the bytes came from."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One installed variant."""
+
+    folder: Path
+    manifest: Manifest
+    is_writable: bool
+
+    @property
+    def ref(self) -> str:
+        return f"{self.manifest.model}:{self.manifest.quant}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.manifest.files)
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return the model file, or all shards in order."""
+        return tuple(self.folder / file.name for file in self.manifest.files)
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What became of one file when it was hashed again."""
+
+    path: Path
+    problem: str | None
+    """None: size and sha256 are as recorded."""
+
+
+class Store:
+    """The user's own root and the read-only ones after it, searched in that order."""
+
+    def __init__(self, root: Path, extra: tuple[Path, ...] = ()) -> None:
+        self.root = root
+        self._roots = (root, *(path for path in extra if path != root))
+
+    @property
+    def partial(self) -> Path:
+        """Folder for files on their way in, on the same volume as the rest."""
+        return self.root / "partial"
+
+    def entries(self) -> list[Entry]:
+        """Return everything installed, sorted by name; unfinished folders are not among it."""
+        found = [entry for root in self._roots for entry in _scan(root, is_writable=root == self.root)]
+        return sorted(found, key=lambda entry: (entry.manifest.model, entry.size))
+
+    def broken_manifests(self) -> list[Path]:
+        """Return manifests that are there but cannot be read."""
+        return [path for root in self._roots for path in _manifests(root) if _read(path) is None]
+
+    def find(self, ref: ModelRef, catalogue: Catalogue) -> Entry:
+        """Return the entry a ref means. Raises NotInstalled, or UnknownModel when no such model exists.
+
+        Without a quant: the only one installed, else the model's default, else the largest.
+        """
+        name = ref.model or ""
+        entries = self.entries()
+        installed = {entry.manifest.model for entry in entries}
+        spellings = [name, f"{name}-{normal_name(ref.quant)}"] if ref.quant else [name]
+        for spelling, quant in zip(spellings, (ref.quant, None), strict=False):
+            if spelling in installed:
+                return self._pick(ref, spelling, quant, entries, catalogue)
+        model = self._find_known(ref, catalogue, installed)
+        variant = model.variant(ref.quant or model.default_quant)
+        message = f"{model.ref} is not installed"
+        raise NotInstalled(message, ref=model.ref, download_bytes=variant.size if variant else None)
+
+    def _pick(
+        self, ref: ModelRef, name: str, quant: str | None, entries: list[Entry], catalogue: Catalogue
+    ) -> Entry:
+        mine = [entry for entry in entries if entry.manifest.model == name]
+        if quant is not None:
+            for entry in mine:
+                if entry.manifest.quant == quant:
+                    return entry
+            have = ", ".join(dict.fromkeys(entry.manifest.quant for entry in mine))
+            raise NotInstalled(f"{ref} is not installed; of {name} there is {have}", ref=str(ref))
+        model = catalogue.models.get(name)
+        default = model.default_quant if model else None
+        return max(mine, key=lambda entry: (entry.manifest.quant == default, entry.size))
+
+    def _find_known(self, ref: ModelRef, catalogue: Catalogue, installed: set[str]) -> Model:
+        try:
+            return catalogue.find(ref)
+        except UnknownModel as error:
+            near = difflib.get_close_matches(ref.model or "", sorted(installed), n=2, cutoff=0.5)
+            suggestions = tuple(dict.fromkeys((*near, *error.suggestions)))[:3]
+            advice = f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
+            raise UnknownModel(f"unknown model: {ref}{advice}", ref=str(ref), suggestions=suggestions) from None
+
+    def remove(self, entry: Entry) -> int:
+        """Delete an entry, manifest first, and return the bytes freed. Raises StoreError."""
+        if not entry.is_writable:
+            message = f"{entry.ref} lies in {entry.folder}, which edgeqwen only reads"
+            raise StoreError(message, path=str(entry.folder), cause="no_permission")
+        freed = sum(path.stat().st_size for path in entry.paths() if path.exists() and path.stat().st_nlink == 1)
+        try:
+            (entry.folder / MANIFEST).unlink(missing_ok=True)
+            for path in entry.paths():
+                path.unlink(missing_ok=True)
+            for folder in (entry.folder, entry.folder.parent):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        except OSError as error:
+            message = f"cannot remove {entry.ref}: {error.strerror}"
+            raise StoreError(message, path=str(entry.folder), cause="io") from error
+        return freed
+
+
+def verify(entry: Entry, progress: Progress = lambda done, total: None) -> Iterator[FileCheck]:
+    """Hash every file of an entry again. Blocking; yields one result per file."""
+    done = 0
+    for file, path in zip(entry.manifest.files, entry.paths(), strict=True):
+        base = done
+        yield FileCheck(path, _problem(file, path, lambda n, base=base: progress(base + n, entry.size)))  # type: ignore[misc]
+        done += file.size
+
+
+def _problem(file: ManifestFile, path: Path, progress: Callable[[int], None]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != file.size:
+            return f"has {size:,} bytes instead of {file.size:,}"
+        digest = sha256_of(path, progress)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if digest == file.sha256 else f"is damaged: its sha256 is {digest[:12]}…, not {file.sha256[:12]}…"
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """Return the sha256 of a file as hex; `progress` gets bytes read. Blocking. Raises OSError."""
+    digest, done = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            done += count
+            progress(done)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest in place in one step, after everything it lists. Raises OSError."""
+    temporary = folder / f".{MANIFEST}.{os.getpid()}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _manifests(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.glob(f"*/*/{MANIFEST}") if path.parts[-3] not in ("partial", "trash"))
+    except OSError:
+        return []
+
+
+def _scan(root: Path, *, is_writable: bool) -> Iterator[Entry]:
+    for path in _manifests(root):
+        manifest = _read(path)
+        if manifest is not None:
+            yield Entry(path.parent, manifest, is_writable)
+
+
+def _read(path: Path) -> Manifest | None:
+    """Return a manifest that is whole and stays inside its folder, else None: roots may be anybody's."""
+    try:
+        if path.stat().st_size > _MAX_MANIFEST:
+            return None
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+    names = [file.name for file in manifest.files]
+    in_place = (manifest.model, manifest.quant) == path.parts[-3:-1]
+    safe = is_safe_name(manifest.model) and is_safe_name(manifest.quant) and all(map(is_safe_file_name, names))
+    return manifest if names and in_place and safe else None
