@@ -158,6 +158,8 @@ class WorkerLost(EngineError):
     exit_status: int | None = None
     """As the system reports it; negative is the signal that killed it, None is unknown."""
     log_tail: tuple[str, ...] = ()
+    """The last lines of its log."""
+    log_file: str = ""
 
 
 def walk(root: type[EdgeQwenError] = EdgeQwenError) -> Iterator[type[EdgeQwenError]]:

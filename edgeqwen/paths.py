@@ -44,9 +44,7 @@ def user_paths() -> Paths:
         root = Path(home).expanduser().absolute()
         return Paths(root / "data", root / "config", root / "cache", root / "state")
     dirs = platformdirs.PlatformDirs(_APP, appauthor=False)
-    return Paths(
-        dirs.user_data_path, dirs.user_config_path, dirs.user_cache_path, dirs.user_state_path
-    )
+    return Paths(dirs.user_data_path, dirs.user_config_path, dirs.user_cache_path, dirs.user_state_path)
 
 
 def site_stores() -> tuple[Path, ...]:

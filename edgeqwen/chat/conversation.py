@@ -55,7 +55,7 @@ class Conversation:
         self.head = message
 
     def prompt(self) -> tuple[ChatMessage, ...]:
-        """Return the branch as the worker wants it. Earlier thinking is not sent: no Qwen template keeps it."""
+        """Return the branch as the worker wants it, without earlier thinking: no Qwen template keeps it."""
         system = (ChatMessage(role="system", content=self.system),) if self.system else ()
         said = (ChatMessage(role=message.role, content=message.text) for message in self.branch())
         return (*system, *said)

@@ -5,7 +5,8 @@ Adds turns, streams the reply, keeps what was said however it ends. Knows no scr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from edgeqwen.chat.conversation import Conversation
@@ -36,17 +37,17 @@ class Session:
     """One conversation and the worker that answers in it."""
 
     client: WorkerClient
-    sampler: SamplerParams = SamplerParams()
+    sampler: SamplerParams = field(default_factory=SamplerParams)
     think: bool | None = None
     conversation: Conversation = field(default_factory=Conversation)
     reply: Reply | None = None
     """The reply of the turn that runs or ran last."""
 
-    async def ask(self, text: str) -> AsyncIterator[Delta | Prefill]:
+    async def ask(self, text: str) -> AsyncGenerator[Delta | Prefill]:
         """Add a user message and yield the reply as it comes, with progress while the prompt is read.
 
-        A reply that is cancelled or cut off stays in the conversation as far as it came. If nothing was said at
-        all, the turn is taken back. Raises EngineError, ContextOverflow, WorkerLost.
+        A reply that is cancelled or cut off stays in the conversation as far as it came. If nothing was said,
+        the turn is taken back. Raises EngineError, ContextOverflow, WorkerLost.
         """
         before = self.conversation.head
         self.conversation.add("user", text)
@@ -56,17 +57,18 @@ class Session:
             id=reply.request, messages=self.conversation.prompt(), sampler=self.sampler, think=self.think
         )
         try:
-            async for event in self.client.generate(request):
-                if isinstance(event, Started):
-                    splitter = ThinkingSplitter(event.in_thinking)
-                elif isinstance(event, Prefill):
-                    yield event
-                elif isinstance(event, TextDelta):
-                    for delta in splitter.feed(event.text):
-                        reply.take(delta)
-                        yield delta
-                elif isinstance(event, Finished):
-                    reply.finished = event
+            async with aclosing(self.client.generate(request)) as events:
+                async for event in events:
+                    if isinstance(event, Started):
+                        splitter = ThinkingSplitter(event.in_thinking)
+                    elif isinstance(event, Prefill):
+                        yield event
+                    elif isinstance(event, TextDelta):
+                        for delta in splitter.feed(event.text):
+                            reply.take(delta)
+                            yield delta
+                    elif isinstance(event, Finished):
+                        reply.finished = event
             for delta in splitter.finish():
                 reply.take(delta)
                 yield delta

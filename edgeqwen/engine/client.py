@@ -1,6 +1,6 @@
 """The front ends' side of the pipe: starts a worker, asks it, and says so when it is gone.
 
-Async throughout. Owns the process and its log file; knows nothing of llama.cpp, of conversations and of screens.
+Async throughout. Owns the process and its log file; knows nothing of llama.cpp, conversations or screens.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from signal import Signals
 
@@ -99,10 +98,10 @@ class WorkerClient:
         self._last_id += 1
         return self._last_id
 
-    async def generate(self, request: Generate) -> AsyncIterator[Event]:
+    async def generate(self, request: Generate) -> AsyncGenerator[Event]:
         """Yield what the worker says to a request, up to and with its Finished frame.
 
-        Raises the request's own error (ContextOverflow, EngineBusy ...) or WorkerLost. Leaving early cancels it.
+        Raises the request's own error (ContextOverflow, EngineBusy ...) or WorkerLost. Leaving early cancels.
         """
         inbox = self._inboxes[request.id] = asyncio.Queue()
         closed = False
@@ -188,7 +187,9 @@ class WorkerClient:
             how = "was killed (signal 9), as the system does when memory runs out"
         else:
             how = f"crashed ({_signal_name(-status)})"
-        return WorkerLost(f"the engine process {how}", exit_status=status, log_tail=tail)
+        return WorkerLost(
+            f"the engine process {how}", exit_status=status, log_tail=tail, log_file=str(self._log_file)
+        )
 
 
 def _signal_name(number: int) -> str:

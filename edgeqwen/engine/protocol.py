@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -200,6 +200,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
         return from_wire(self.code, self.message, self.data)
 
 
+F = TypeVar("F")
 Command = Load | Generate | Cancel | Close
 Event = Loading | Ready | Started | Prefill | TextDelta | Finished | Failed
 
@@ -246,7 +247,7 @@ def decode_event(body: bytes) -> Event:
     return _decode(_events, body)
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:  # noqa: ANN401 - typed by its callers
+def _decode(decoder: msgspec.json.Decoder[F], body: bytes) -> F:
     try:
         return decoder.decode(body)
     except msgspec.DecodeError as error:

@@ -10,7 +10,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Return the bytes that can be had without swapping: the system's available memory or the cgroup's rest."""
+    """Return the bytes that can be had without swapping: what the system has, or the rest of the cgroup."""
     available = int(psutil.virtual_memory().available)
     rest = _cgroup_rest(_CGROUP)
     return available if rest is None else min(available, rest)

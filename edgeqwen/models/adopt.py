@@ -70,8 +70,10 @@ def adopt(
 ) -> Adopted:
     """Import a model file, with its shards, and return its entry. Blocking.
 
-    Files are linked where the disk can, else copied; with `move` the originals are gone afterwards. `progress`
-    counts the bytes hashed. Raises InvalidInput, InvalidGGUF or StoreError; then nothing is left behind.
+    Files are linked where the disk can, else copied; with `move` the originals are gone afterwards.
+    `progress` counts the bytes hashed.
+
+    Raises InvalidInput, InvalidGGUF or StoreError; then nothing is left behind.
     """
     found = _inspect(path, catalogue, progress)
     model, quant = _name(found, path)
@@ -122,7 +124,9 @@ def _inspect(path: Path, catalogue: Catalogue, progress: Progress) -> _Found:
     headers = [open_header(shard) for shard in paths]
     facts = facts_of(headers[0], paths[0].name)
     if facts.split_count != len(paths):
-        raise InvalidInput(f"{path.name} is one of {facts.split_count} shards; keep their original names together")
+        raise InvalidInput(
+            f"{path.name} is one of {facts.split_count} shards; keep their original names together"
+        )
     for number, (shard, header) in enumerate(zip(paths, headers, strict=True)):
         if len(paths) > 1 and header.metadata.get("split.no") != number:
             reason = f"its name says shard {number + 1}, its header does not"
@@ -222,7 +226,9 @@ def _bring(source: Path, part: Path, file: ManifestFile) -> CameBy:
     for way, name in ((_link, "hard link"), (_reflink, "reflink")):
         if way(source, part):
             if part.stat().st_size != file.size:
-                raise StoreError(f"{source.name} changed while it was read", path=str(source), cause="wrong_digest")
+                raise StoreError(
+                    f"{source.name} changed while it was read", path=str(source), cause="wrong_digest"
+                )
             return name  # type: ignore[return-value]
     free = shutil.disk_usage(part.parent).free
     if free < file.size + _MARGIN:

@@ -89,7 +89,7 @@ def open_header(path: Path) -> GGUFHeader:
         if path.is_dir():
             raise InvalidInput(f"{path} is a folder; name the .gguf file in it")
         with path.open("rb", buffering=0) as file:
-            return read_header(file, path.stat().st_size, path.name)  # type: ignore[arg-type]
+            return read_header(file, path.stat().st_size, path.name)
     except FileNotFoundError as error:
         raise InvalidInput(f"no such file: {path}") from error
     except PermissionError as error:
@@ -150,7 +150,9 @@ class _Check:
             raise self.refuse("it is a vision projector (mmproj), not a model that can chat")
         if arch not in ARCHITECTURES:
             known = ", ".join(sorted(ARCHITECTURES))
-            raise self.refuse(f"its architecture is {clean_line(arch, 40)}; edgeqwen runs Qwen models: {known}")
+            raise self.refuse(
+                f"its architecture is {clean_line(arch, 40)}; edgeqwen runs Qwen models: {known}"
+            )
         self._arch = arch
 
     def _vocabulary(self) -> int:
@@ -164,9 +166,9 @@ class _Check:
         if types is not None and (types.kind != 5 or types.count != tokens.count):
             raise self.refuse("tokenizer.ggml.token_type does not match its vocabulary")
         for key, value in self._meta.items():
-            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-                if type(value) is not int or not 0 <= value < tokens.count:
-                    raise self.refuse(f"{clean_line(key)} is {value}, outside its vocabulary")
+            is_token = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+            if is_token and (type(value) is not int or not 0 <= value < tokens.count):
+                raise self.refuse(f"{clean_line(key)} is {value}, outside its vocabulary")
         return tokens.count
 
     def _kv_values(self, n_layers: int, n_embd: int) -> int:
@@ -177,7 +179,9 @@ class _Check:
         if key not in self._meta and n_embd % n_head[0]:
             raise self.refuse(f"its embedding length {n_embd} is no multiple of its {n_head[0]} heads")
         head = n_embd // n_head[0]
-        width = self._int("attention.key_length", 1, 8192, head) + self._int("attention.value_length", 1, 8192, head)
+        width = self._int("attention.key_length", 1, 8192, head) + self._int(
+            "attention.value_length", 1, 8192, head
+        )
         return sum(n_head_kv[layer] * width for layer in self._attention_layers(n_layers))
 
     def _attention_layers(self, n_layers: int) -> range | list[int]:
@@ -188,7 +192,10 @@ class _Check:
         return [layer for layer in range(n_layers) if (layer + 1) % interval == 0]
 
     def _recurrent_state(self, n_layers: int) -> int:
-        """Bytes of gated delta net state: n_linear * 4 * ((conv - 1) * (inner + 2 * group * state) + state * inner)."""
+        """Bytes of delta net state, per layer 4 * ((conv - 1) * (inner + 2 * group * state) + state * inner).
+
+        Source: llama.cpp src/llama-hparams.cpp, n_embd_r and n_embd_s.
+        """
         if self._arch not in _HYBRID:
             return 0
         conv, inner = self._int("ssm.conv_kernel", 1, 64), self._int("ssm.inner_size", 1, 1 << 20)
@@ -235,7 +242,9 @@ class _Check:
         if value is None:
             raise self.refuse(f"its header has no {words} ({self._arch}.{key})")
         if type(value) is not int or not low <= value <= high:
-            raise self.refuse(f"its {words} is out of range: {clean_line(str(value))}, not {low:,} to {high:,}")
+            raise self.refuse(
+                f"its {words} is out of range: {clean_line(str(value))}, not {low:,} to {high:,}"
+            )
         return value
 
     def _per_layer(

@@ -27,7 +27,19 @@ _MAX_KEPT_ARRAY = 1024  # longer arrays are vocabularies: checked, not kept
 _WINDOW = 1 << 20
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _SIZES = {kind: struct.calcsize(form) for kind, form in _SCALARS.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -121,7 +133,7 @@ def _check_layout(scan: _Scan, tensors: tuple[TensorInfo, ...], alignment: int) 
         seen.add(tensor.name)
         if tensor.offset != padded:
             raise scan.refuse(
-                f"tensor {clean_line(tensor.name)} lies at byte {tensor.offset:,} of the data instead of {padded:,}"
+                f"tensor {clean_line(tensor.name)} lies at byte {tensor.offset:,} of the data, not {padded:,}"
             )
         end = tensor.offset + tensor.n_bytes
         padded = -(-end // alignment) * alignment
@@ -191,12 +203,16 @@ class _Scan:
         for dim in dims:
             elements *= dim
         if not 0 < elements <= _MAX_ELEMENTS:
-            raise self.refuse(f"tensor {clean_line(name)} has an impossible size: {' x '.join(map(str, dims))}")
+            raise self.refuse(
+                f"tensor {clean_line(name)} has an impossible size: {' x '.join(map(str, dims))}"
+            )
         kind, offset = self._u32(), self._u64()
         if kind not in TENSOR_TYPES:
             raise self.refuse(f"tensor {clean_line(name)} is of type {kind}, newer than this program knows")
         if dims[0] % TENSOR_TYPES[kind][1]:
-            raise self.refuse(f"rows of tensor {clean_line(name)} do not fill whole {TENSOR_TYPES[kind][0]} blocks")
+            raise self.refuse(
+                f"rows of tensor {clean_line(name)} do not fill whole {TENSOR_TYPES[kind][0]} blocks"
+            )
         return TensorInfo(name, dims, kind, offset)
 
     def _array(self, key: str, metadata: dict[str, Value], arrays: dict[str, ArrayInfo]) -> None:
@@ -204,7 +220,9 @@ class _Scan:
         if kind == _ARRAY:
             raise self.refuse(f"metadata key {clean_line(key)} holds arrays inside an array")
         if count > _MAX_ARRAY:
-            raise self.refuse(f"metadata key {clean_line(key)} claims {count:,} items; at most {_MAX_ARRAY:,}")
+            raise self.refuse(
+                f"metadata key {clean_line(key)} claims {count:,} items; at most {_MAX_ARRAY:,}"
+            )
         arrays[key] = ArrayInfo(kind, count)
         if kind == _STRING:
             self._skip_strings(key, count)

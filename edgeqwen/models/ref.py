@@ -76,6 +76,9 @@ def is_safe_name(text: str) -> bool:
 
 def is_safe_file_name(text: str) -> bool:
     """Say whether `text` may be a file name of the store: one plain component that ends in .gguf."""
-    return len(text) <= 200 and text.lower().endswith(".gguf") and bool(
-        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text)
-    ) and text.lower().split(".")[0] not in _DEVICE_NAMES
+    return (
+        len(text) <= 200
+        and text.lower().endswith(".gguf")
+        and bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text))
+        and text.lower().split(".")[0] not in _DEVICE_NAMES
+    )

@@ -151,14 +151,18 @@ class Store:
             near = difflib.get_close_matches(ref.model or "", sorted(installed), n=2, cutoff=0.5)
             suggestions = tuple(dict.fromkeys((*near, *error.suggestions)))[:3]
             advice = f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
-            raise UnknownModel(f"unknown model: {ref}{advice}", ref=str(ref), suggestions=suggestions) from None
+            raise UnknownModel(
+                f"unknown model: {ref}{advice}", ref=str(ref), suggestions=suggestions
+            ) from None
 
     def remove(self, entry: Entry) -> int:
         """Delete an entry, manifest first, and return the bytes freed. Raises StoreError."""
         if not entry.is_writable:
             message = f"{entry.ref} lies in {entry.folder}, which edgeqwen only reads"
             raise StoreError(message, path=str(entry.folder), cause="no_permission")
-        freed = sum(path.stat().st_size for path in entry.paths() if path.exists() and path.stat().st_nlink == 1)
+        freed = sum(
+            path.stat().st_size for path in entry.paths() if path.exists() and path.stat().st_nlink == 1
+        )
         try:
             (entry.folder / MANIFEST).unlink(missing_ok=True)
             for path in entry.paths():
@@ -191,7 +195,11 @@ def _problem(file: ManifestFile, path: Path, progress: Callable[[int], None]) ->
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return None if digest == file.sha256 else f"is damaged: its sha256 is {digest[:12]}…, not {file.sha256[:12]}…"
+    return (
+        None
+        if digest == file.sha256
+        else f"is damaged: its sha256 is {digest[:12]}…, not {file.sha256[:12]}…"
+    )
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
@@ -234,7 +242,9 @@ def sync_folder(folder: Path) -> None:
 
 def _manifests(root: Path) -> list[Path]:
     try:
-        return sorted(path for path in root.glob(f"*/*/{MANIFEST}") if path.parts[-3] not in ("partial", "trash"))
+        return sorted(
+            path for path in root.glob(f"*/*/{MANIFEST}") if path.parts[-3] not in ("partial", "trash")
+        )
     except OSError:
         return []
 
@@ -256,5 +266,7 @@ def _read(path: Path) -> Manifest | None:
         return None
     names = [file.name for file in manifest.files]
     in_place = (manifest.model, manifest.quant) == path.parts[-3:-1]
-    safe = is_safe_name(manifest.model) and is_safe_name(manifest.quant) and all(map(is_safe_file_name, names))
+    safe = (
+        is_safe_name(manifest.model) and is_safe_name(manifest.quant) and all(map(is_safe_file_name, names))
+    )
     return manifest if names and in_place and safe else None

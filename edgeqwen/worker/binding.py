@@ -1,7 +1,7 @@
 """Loads the ctypes layer of llama-cpp-python as `L`, and nothing else of that package.
 
-The package's own __init__ brings numpy, a disk cache and the high-level class along: 0.42 s and 47 MB instead of
-0.08 s and 19 MB here. A bare package object with the same search path lets the submodule load alone.
+The package's own __init__ brings numpy, a disk cache and the high-level class along: 0.42 s and 47 MB instead
+of 0.08 s and 19 MB here. A bare package object with the same search path lets the submodule load alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gives up what the worker never needs, before it reads an untrusted file. Linux only; elsewhere it does nothing.
+"""Gives up what the worker never needs, before it reads an untrusted file. Does nothing outside Linux.
 
 No internet sockets (a seccomp filter), no core dumps of people's chats, no new privileges.
 Source: seccomp(2), linux/filter.h, linux/audit.h.

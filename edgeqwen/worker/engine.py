@@ -68,7 +68,7 @@ class Engine(Protocol):
         ...
 
     def trim(self, slot: int, length: int) -> bool:
-        """Forget a slot's tokens from position `length` on; False: impossible for this model, nothing done."""
+        """Forget a slot's tokens from position `length` on; False: this model cannot, nothing was done."""
         ...
 
     def n_cached(self, slot: int) -> int:

@@ -1,7 +1,7 @@
 """The llama.cpp engine: one model, one context, one reused batch.
 
-Owns every call into the library, and guards each one that could abort the process. Knows no messages, no templates
-and no frames.
+Owns every call into the library, and guards each one that could abort the process. Knows no messages, no
+templates and no frames.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class LlamaEngine:
             raise LoadFailed(message, path=params.paths[0])
         self._memory = L.llama_get_memory(self._ctx)
         self.n_batch = int(L.llama_n_batch(self._ctx))
-        self._goes_back = not (L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model))
+        self._goes_back = not (
+            L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model)
+        )
         self.architecture = self._meta("general.architecture")
         template = L.llama_model_chat_template(self._model, None)
         self.template = template.decode("utf-8", "replace") if template else None
@@ -98,7 +100,9 @@ class LlamaEngine:
     def _read_vocabulary(self) -> None:
         vocab, attributes = self._vocab, L.llama_vocab_get_attr
         special = _ATTR_CONTROL | _ATTR_USER_DEFINED
-        marked = {token: attr for token in range(self.n_vocab) if (attr := attributes(vocab, token)) & special}
+        marked = {
+            token: attr for token in range(self.n_vocab) if (attr := attributes(vocab, token)) & special
+        }
         # llama.cpp marks every end-of-generation token as control when it reads a vocabulary.
         self.eog = frozenset(token for token in marked if L.llama_vocab_is_eog(vocab, token))
         controls = (token for token, attr in marked.items() if attr & _ATTR_CONTROL)
@@ -120,7 +124,7 @@ class LlamaEngine:
         count = L.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)
         if count < 0:
             raise EngineError(f"a text of {len(data):,} bytes could not be tokenized")
-        return tokens[:count]
+        return list(tokens[:count])
 
     def piece(self, token: int) -> bytes:
         piece = self._pieces[token]
@@ -221,7 +225,9 @@ def _load_model(params: LoadParams, on_progress: Callable[[float], bool]) -> Any
 def _check_library() -> None:
     version = L.llama_version().decode()
     if version != LLAMA_VERSION:
-        message = f"llama.cpp is {version}, but this program is made for {LLAMA_VERSION}; run scripts/run again"
+        message = (
+            f"llama.cpp is {version}, but this program is made for {LLAMA_VERSION}; run scripts/run again"
+        )
         raise LoadFailed(message, reason="wrong library")
 
 

@@ -1,7 +1,7 @@
 """The worker's loop: takes commands from the pipe, steps the scheduler, sends what happened.
 
-Two threads: this one owns the engine; the reader only queues commands and raises the abort flag. Ends with its
-parent: when the command pipe closes, the process does too.
+Two threads: this one owns the engine; the reader only queues commands and raises the abort flag. Ends with
+its parent: when the command pipe closes, the process does too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import BinaryIO
 
 from edgeqwen.engine.protocol import (
@@ -137,15 +138,14 @@ class Worker:
         os._exit(1)  # the engine did not come back; nobody is left who could be told
 
     def _deliver(self, command: Command) -> None:
-        # In the queue before the flag is up: who finds a step aborted will find the reason, too.
-        self._inbox.put(command)
+        # The flag before the command: whoever handles the command lowers the flag, so it never stays up.
         if isinstance(command, Cancel | Close) and self._engine is not None:
             self._engine.abort()
+        self._inbox.put(command)
 
 
-def _open_engine(params: LoadParams, on_progress: object) -> Engine:
+def _open_engine(params: LoadParams, on_progress: Callable[[float], bool]) -> Engine:
     """Open the engine that was asked for; only that one is imported."""
-    assert callable(on_progress)
     if params.engine == "scripted":
         from edgeqwen.worker.scripted import ScriptedEngine
 

@@ -20,7 +20,11 @@ class LlamaSampler:
 
     def __init__(self, ctx: Any, params: SamplerParams, seed: int) -> None:  # noqa: ANN401 - a ctypes pointer
         self._ctx, self._params = ctx, params
-        self._penalises = (params.repeat_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
+        self._penalises = (params.repeat_penalty, params.presence_penalty, params.frequency_penalty) != (
+            1,
+            0,
+            0,
+        )
         self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
         for sampler in _steps(params, seed):
             L.llama_sampler_chain_add(self._chain, sampler)

@@ -5,10 +5,10 @@ For tests and for work on front ends without a model. Ships with the package. Kn
 A script is a JSON file:
 
     {"pieces": ["Hel", "lo"], "delay_s": 0.02}
-    {"replies": [{"match": "weather", "pieces": ["Rain", "."]}], "pieces": ["?"], "n_ctx": 256}
+    {"replies": [{"match": "weather", "pieces": ["Rain", "."]}], "pieces": ["?"]}
 
-`match` is looked for in the prompt; the first reply that matches is given, else the top-level pieces. A piece may
-be a list of byte values. `fault` may be "load" (refuses to load) or a number (dies after that many tokens).
+`match` is looked for in the prompt; the first reply that matches is given, else the top-level pieces. A piece
+may be a list of byte values. `fault` may be "load" (refuses to load) or a number (dies after so many tokens).
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class ScriptedEngine:
         for step in range(1, 5):
             on_progress(step / 4)
         self.n_ctx, self.n_slots, self.n_batch = params.n_ctx, params.n_slots, params.n_batch
-        self.template, self.control_texts = self._script.template, _CONTROLS
+        self.template = self._script.template
+        self.control_texts: tuple[str, ...] = _CONTROLS
         self.eog = frozenset({_IM_END, _FIRST_CONTROL + 2})
         replies = [self._script.pieces, *(reply.pieces for reply in self._script.replies)]
         self._pieces = [_bytes(piece) for pieces in replies for piece in pieces]

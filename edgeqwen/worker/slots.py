@@ -1,8 +1,8 @@
 """The scheduler: fills each batch from the slots' pending tokens, samples, and tells what happened.
 
-Every active slot has a goal (prompt and answer so far) and a mirror of what the cache holds. What is missing between
-the two is pending; when nothing is, the next token is sampled. Reading and generating are the same thing here,
-and an aborted step heals by itself. Pure over an Engine and a clock; knows no pipe.
+Every active slot has a goal (prompt and answer so far) and a mirror of what the cache holds. What is missing
+between the two is pending; when nothing is, the next token is sampled. Reading and generating are the same
+thing here, and an aborted step heals by itself. Pure over an Engine and a clock; knows no pipe.
 """
 
 from __future__ import annotations

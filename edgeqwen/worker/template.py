@@ -1,7 +1,7 @@
 """Renders a conversation into a prompt with the model's own chat template, which is untrusted code.
 
-Owns the sandbox, its limits, and the form messages must have; the only user of jinja2. Knows no tokens: it says
-which parts of the prompt are template (control tokens allowed) and which are other people's text (never).
+Owns the sandbox, its limits, and the form messages must have; the only user of jinja2. Knows no tokens: it
+says which parts of the prompt are template (control tokens allowed) and which are others' text (never).
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Template:
     """One compiled chat template."""
 
     def __init__(self, source: str | None, control_texts: Sequence[str]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
         environment.filters["tojson"] = _tojson
         environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         by_length = sorted(filter(None, control_texts), key=len, reverse=True)
@@ -71,7 +73,9 @@ class Template:
         with _limits(), _as_our_errors():
             prompt = self._template.render(values)
         if len(prompt) > _MAX_PROMPT:
-            raise InvalidInput(f"the prompt has {len(prompt):,} characters; at most {_MAX_PROMPT:,} are accepted")
+            raise InvalidInput(
+                f"the prompt has {len(prompt):,} characters; at most {_MAX_PROMPT:,} are accepted"
+            )
         return shield.split(prompt)
 
 
@@ -102,7 +106,9 @@ def _content(content: str | list[dict[str, Any]] | None) -> str:
     if isinstance(content, list):
         for part in content:
             if part.get("type", "text") != "text":
-                raise InvalidInput(f"this engine reads text, not {clean_line(str(part.get('type')), 40)} parts")
+                raise InvalidInput(
+                    f"this engine reads text, not {clean_line(str(part.get('type')), 40)} parts"
+                )
         return "".join(str(part.get("text", "")) for part in content)
     return content or ""
 
@@ -177,15 +183,26 @@ def _as_our_errors() -> Iterator[None]:
     try:
         yield
     except _TookTooLong as error:
-        raise EngineError(f"the chat template ran for more than {_TIME_LIMIT_S:g} s and was stopped") from error
+        raise EngineError(
+            f"the chat template ran for more than {_TIME_LIMIT_S:g} s and was stopped"
+        ) from error
     except MemoryError as error:
         raise EngineError("the chat template asked for more memory than it may have") from error
     except RecursionError as error:
         raise EngineError("the chat template is nested too deeply") from error
     except jinja2.TemplateSyntaxError as error:
         raise EngineError(f"the model's chat template is broken: {clean_line(str(error))}") from error
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise EngineError(f"the model's chat template refused this conversation: {clean_line(str(error))}") from error
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise EngineError(
+            f"the model's chat template refused this conversation: {clean_line(str(error))}"
+        ) from error
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""Lets `python -m edgeqwen` be `edgeqwen`."""
+
+from edgeqwen.cli.main import main
+
+main()

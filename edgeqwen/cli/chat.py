@@ -1,0 +1,123 @@
+"""The conversation line by line: reads messages and slash commands, shows replies.
+
+The plain front end for slow links, screen readers and pipes. Knows nothing of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from edgeqwen.chat.conversation import Conversation
+from edgeqwen.cli import failures, output
+from edgeqwen.cli.talk import Talk
+from edgeqwen.errors import WorkerLost
+
+_QUOTES = '"""'
+_HELP = f"""\
+/help            this list
+/clear           start a new conversation
+/system [TEXT]   set the system prompt, or take it away
+/think           let the model think first, where it can
+/nothink         do not
+/quit            leave (also Ctrl-D)
+{_QUOTES}              begin and end a message of several lines
+Ctrl-C           stop the answer; once more to leave"""
+
+
+class LineChat:
+    """One conversation over stdin and stdout."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._asks = sys.stdin.isatty()
+        self._failure_code = 0
+
+    def hold(self) -> int:
+        """Go on until the person leaves or stdin ends; return the exit code."""
+        if self._asks:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401 - gives input() its line editing
+            output.note(f"{self._talk.name} is ready; /help lists the commands, Ctrl-D leaves")
+        while True:
+            try:
+                message = self._read_message()
+            except KeyboardInterrupt:
+                if not self._stays():
+                    return failures.INTERRUPTED
+                continue
+            if message is None:
+                return self._failure_code
+            if message.startswith("/"):
+                if not self._obey(message):
+                    return self._failure_code
+            elif message.strip() and not self._turn(message):
+                return self._failure_code
+
+    def _turn(self, message: str) -> bool:
+        """Hold one turn; return whether to go on."""
+        failure = self._talk.turn(message)
+        if failure is None:
+            if self._asks and not self._talk.as_json:
+                output.aside(self._talk.summary())
+            return True
+        failures.tell(failure)
+        self._failure_code = failures.exit_code(failure)
+        if self._asks:
+            self._talk.restart_if_lost(failure)
+            self._failure_code = 0
+            return True
+        return not isinstance(failure, WorkerLost)
+
+    def _obey(self, line: str) -> bool:
+        """Follow a slash command; return whether to go on."""
+        command, _, rest = line.strip().partition(" ")
+        session = self._talk.session
+        if command in ("/quit", "/exit", "/bye"):
+            return False
+        if command == "/help":
+            output.note(_HELP)
+        elif command == "/clear":
+            session.conversation = Conversation(session.conversation.system)
+            output.note("a new conversation begins")
+        elif command == "/system":
+            session.conversation.system = rest.strip()
+            output.note("the system prompt is set" if rest.strip() else "there is no system prompt now")
+        elif command in ("/think", "/nothink"):
+            self._talk.think(command == "/think")
+        else:
+            output.note(f"unknown command: {command}; /help lists them, a space before it makes it a message")
+        return True
+
+    def _read_message(self) -> str | None:
+        """Return the next message or command, None at the end of input. Raises KeyboardInterrupt."""
+        line = self._read_line("> ")
+        if line is None or not line.strip().startswith(_QUOTES):
+            return line
+        lines = [line.strip().removeprefix(_QUOTES)]
+        while not lines[-1].rstrip().endswith(_QUOTES):
+            line = self._read_line(". ")
+            if line is None:
+                break
+            lines.append(line)
+        return "\n".join(lines).strip().removesuffix(_QUOTES)
+
+    def _read_line(self, prompt: str) -> str | None:
+        if self._asks and sys.stdout.isatty():
+            try:
+                return input(prompt)
+            except EOFError:
+                output.note("")
+                return None
+        if self._asks:
+            output.aside(prompt, end="")
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+
+    def _stays(self) -> bool:
+        """Ask for a second Ctrl-C, or anything else to stay."""
+        output.note("\nCtrl-C once more leaves; Enter goes on")
+        try:
+            return self._read_line("") is not None
+        except KeyboardInterrupt:
+            return False

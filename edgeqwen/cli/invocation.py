@@ -1,0 +1,47 @@
+"""What one run of the program works with: folders, settings, catalogue and store, each read when needed.
+
+Decides nothing; verbs take from it what they pass on.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeqwen.paths import Paths, shipped_catalogue, site_stores, user_paths
+
+if TYPE_CHECKING:
+    from edgeqwen.config import Config
+    from edgeqwen.models.catalogue import Catalogue
+    from edgeqwen.models.store import Store
+
+
+class Invocation:
+    """Made once per process, before the command line is read."""
+
+    as_json = False
+    """Set by --json."""
+
+    @cached_property
+    def paths(self) -> Paths:
+        return user_paths()
+
+    @cached_property
+    def config(self) -> Config:
+        from edgeqwen import config
+
+        return config.load(self.paths.config_file)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        from edgeqwen.models.catalogue import load_catalogue
+
+        return load_catalogue(shipped_catalogue(), self.paths.user_catalogue)
+
+    @cached_property
+    def store(self) -> Store:
+        from edgeqwen.models.store import Store
+
+        extra = (Path(root).expanduser() for root in self.config.store.roots)
+        return Store(self.paths.models, (*extra, *site_stores()))

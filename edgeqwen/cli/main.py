@@ -1,0 +1,136 @@
+"""The `edgeqwen` command: finds the verb, runs it, and turns every failure into a sentence and an exit code.
+
+Imports a verb's module only when that verb is used. Does no work of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import NamedTuple, NoReturn
+
+import click
+
+from edgeqwen.cli import failures, output
+from edgeqwen.cli.invocation import Invocation
+from edgeqwen.errors import EdgeQwenError
+
+
+class _Verb(NamedTuple):
+    place: str
+    """Module under edgeqwen.cli and the command in it."""
+    summary: str
+    """What --help says; a test holds it equal to the command's own."""
+
+
+VERBS = {
+    "run": _Verb("run:run", "Talk to a model, or get one answer."),
+    "list": _Verb("models:list_models", "List the models that are installed."),
+    "show": _Verb("models:show", "Show what is known of a model."),
+    "import": _Verb("models:import_model", "Take a GGUF file from this machine into the store."),
+    "verify": _Verb("models:verify_models", "Hash installed files again and name the damaged ones."),
+    "rm": _Verb("models:rm", "Remove installed models."),
+    "config": _Verb("config:config", "Read and change settings."),
+}
+
+
+class _Verbs(click.Group):
+    """A group that knows its verbs without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module, _, command = VERBS[name].place.partition(":")
+        found = getattr(importlib.import_module(f"edgeqwen.cli.{module}"), command)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        output.line(f"edgeqwen {version('edgeqwen')}")
+        ctx.exit()
+
+
+@click.group(cls=_Verbs, no_args_is_help=False, invoke_without_command=True)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+@click.help_option("-h", "--help", help="Show this help.")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Talk to a Qwen model on your own machine, offline."""
+    if ctx.invoked_subcommand is None:
+        output.line(ctx.get_help())
+
+
+def main() -> NoReturn:
+    """Run the program and exit with its code."""
+    output.prepare()
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_gone()
+    sys.exit(code)
+
+
+def _run() -> int:
+    invocation = Invocation()
+    try:
+        return cli.main(prog_name="edgeqwen", obj=invocation, standalone_mode=False) or 0
+    except EdgeQwenError as error:
+        return failures.report(error, as_json=invocation.as_json)
+    except click.ClickException as error:
+        return _usage(error)
+    except (KeyboardInterrupt, click.Abort):
+        output.note("\ninterrupted")
+        return failures.INTERRUPTED
+    except BrokenPipeError:
+        return _reader_gone()
+    except Exception as error:  # noqa: BLE001 - the last door: a log for us, a sentence for the person
+        return _our_fault(error, invocation)
+
+
+def _usage(error: click.ClickException) -> int:
+    output.note(f"error: {error.format_message().rstrip('.')}")
+    ctx = getattr(error, "ctx", None)
+    if ctx is not None:
+        output.note(f"\nhint: `{ctx.command_path} --help` shows how it is used")
+    return 2
+
+
+def _reader_gone() -> int:
+    """Whoever read our output has closed the pipe: nothing more can be said there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    output.note("error: the output was closed before everything was written")
+    return failures.INTERRUPTED
+
+
+def _our_fault(error: Exception, invocation: Invocation) -> int:
+    log = invocation.paths.logs / "error.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        where = f"; details are in {log}"
+    except OSError:
+        where = ""
+    output.note(f"error: something went wrong inside edgeqwen: {type(error).__name__}: {error}{where}")
+    return 1

@@ -1,0 +1,172 @@
+"""The verbs about model files: import, list, show, verify, rm. They ask the core and print what it says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+
+from edgeqwen.cli import describe, output
+from edgeqwen.cli.invocation import Invocation
+from edgeqwen.cli.options import json_option, yes_option
+from edgeqwen.cli.output import size_text
+from edgeqwen.errors import InvalidInput, NotInstalled
+from edgeqwen.models import store as stores
+from edgeqwen.models.adopt import adopt
+from edgeqwen.models.locate import locate
+from edgeqwen.models.ref import parse_ref
+from edgeqwen.models.store import Entry
+
+
+@click.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--move", is_flag=True, help="Remove the original once the store has it.")
+@json_option
+@click.pass_obj
+def import_model(invocation: Invocation, path: Path, move: bool) -> None:
+    """Take a GGUF file from this machine into the store.
+
+    The file is checked, hashed and looked up in the catalogue. It is linked where the disk allows, else
+    copied. Shards that lie beside it come along.
+    """
+    with output.Status() as status:
+        adopted = adopt(
+            path,
+            invocation.store,
+            invocation.catalogue,
+            move=move,
+            progress=lambda done, total: status.share(f"checking {path.name}", done, total),
+        )
+    entry = adopted.entry
+    if invocation.as_json:
+        output.document({**describe.entry_data(entry), "is_new": adopted.is_new})
+        return
+    if not adopted.is_new:
+        output.note(f"{path.name} is installed already as {entry.ref}")
+    elif entry.manifest.catalogue_ref:
+        output.note(f"recognised {path.name} by its size and sha256; installed by {entry.manifest.came_by}")
+    else:
+        output.note(f"not a file of the catalogue; installed under its own name by {entry.manifest.came_by}")
+    output.line(entry.ref)
+
+
+@click.command("list")
+@click.option("--all", "everything", is_flag=True, help="Show the models that could be installed, too.")
+@json_option
+@click.pass_obj
+def list_models(invocation: Invocation, everything: bool) -> None:
+    """List the models that are installed."""
+    entries = invocation.store.entries()
+    for path in invocation.store.broken_manifests():
+        output.note(f"warning: {path} cannot be read, so its model is left out")
+    installed = {entry.manifest.model for entry in entries}
+    others = [
+        model for ref, model in invocation.catalogue.models.items() if everything and ref not in installed
+    ]
+    if invocation.as_json:
+        absent = [{**describe.model_data(model), "is_installed": False} for model in others]
+        output.document(
+            [*({**describe.entry_data(entry), "is_installed": True} for entry in entries), *absent]
+        )
+        return
+    rows = [describe.entry_row(entry, invocation.catalogue) for entry in entries] + [
+        describe.model_row(model) for model in others
+    ]
+    if rows:
+        output.table(("REF", ">SIZE", ">CONTEXT", "LICENCE", "WHERE"), rows)
+    else:
+        output.note("no model is installed yet")
+        output.note(
+            "\nhint: bring one in with `edgeqwen import PATH`; `edgeqwen list --all` shows what is known"
+        )
+
+
+@click.command()
+@click.argument("ref")
+@json_option
+@click.pass_obj
+def show(invocation: Invocation, ref: str) -> None:
+    """Show what is known of a model: an installed one, a file, or one of the catalogue."""
+    catalogue = invocation.catalogue
+    try:
+        data = describe.located_data(locate(ref, invocation.store, catalogue), catalogue)
+    except NotInstalled:
+        if (parsed := parse_ref(ref)).model is None:
+            raise
+        data = describe.catalogue_data(catalogue.find(parsed), catalogue)
+    if invocation.as_json:
+        output.document(data)
+    else:
+        output.fields(describe.in_words(data))
+
+
+@click.command("verify")
+@click.argument("ref", required=False)
+@click.option("--all", "everything", is_flag=True, help="Check every installed model.")
+@json_option
+@click.pass_obj
+def verify_models(invocation: Invocation, ref: str | None, everything: bool) -> int:
+    """Hash installed files again and name the damaged ones."""
+    if (ref is None) != everything:
+        raise InvalidInput("name a model or give `--all`, one of the two")
+    store = invocation.store
+    entries = [_installed(invocation, ref)] if ref else store.entries()
+    problems = [
+        {"path": str(path), "problem": "cannot be read"} for path in store.broken_manifests() if not ref
+    ]
+    n_files = 0
+    for entry in entries:
+        for check in _verify(entry):
+            n_files += 1
+            if check.problem:
+                problems.append({"path": str(check.path), "problem": check.problem})
+            if not invocation.as_json:
+                output.line(f"{'damaged' if check.problem else 'ok':8}{entry.ref}  {check.path.name}")
+    if invocation.as_json:
+        output.document({"files": n_files, "problems": problems})
+    for problem in problems:
+        output.note(f"error: {problem['path']} {problem['problem']}")
+    if problems:
+        output.note("\nhint: remove the model with `edgeqwen rm` and import a good copy")
+    return 4 if problems else 0
+
+
+@click.command()
+@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@yes_option
+@json_option
+@click.pass_obj
+def rm(invocation: Invocation, refs: tuple[str, ...], yes: bool) -> None:
+    """Remove installed models. The files they were imported from stay."""
+    entries = list({entry.ref: entry for entry in (_installed(invocation, ref) for ref in refs)}.values())
+    if not yes:
+        names = " and ".join(entry.ref for entry in entries)
+        if not sys.stdin.isatty():
+            raise InvalidInput(f"removing {names} needs a yes: give `--yes` where nobody can be asked")
+        click.confirm(
+            f"remove {names} ({size_text(sum(entry.size for entry in entries))})?", abort=True, err=True
+        )
+    freed = {entry.ref: invocation.store.remove(entry) for entry in entries}
+    if invocation.as_json:
+        output.document([{"ref": ref, "freed_bytes": n_bytes} for ref, n_bytes in freed.items()])
+        return
+    for ref, n_bytes in freed.items():
+        output.note(f"removed {ref}, {size_text(n_bytes)} freed")
+
+
+def _verify(entry: Entry) -> Iterator[stores.FileCheck]:
+    with output.Status() as status:
+        for check in stores.verify(entry, partial(status.share, f"checking {entry.ref}")):
+            status.clear()
+            yield check
+
+
+def _installed(invocation: Invocation, ref: str) -> Entry:
+    """Return the entry a ref means. Raises InvalidInput for a path: only the store is asked here."""
+    parsed = parse_ref(ref)
+    if parsed.path is not None:
+        raise InvalidInput(f"{ref} is a path; name an installed model, as `edgeqwen list` shows them")
+    return invocation.store.find(parsed, invocation.catalogue)

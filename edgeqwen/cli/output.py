@@ -1,0 +1,123 @@
+"""The only place that prints: data on stdout, narration on stderr, colour and progress on terminals alone.
+
+Knows how things look, never what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+_REDRAW_S = 0.1
+
+
+def prepare() -> None:
+    """Make the standard streams survive text that their encoding cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def write(text: str) -> None:
+    """Put a piece of data on stdout, at once and as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def line(text: str = "") -> None:
+    """Put a line of data on stdout."""
+    write(f"{text}\n")
+
+
+def document(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Put one JSON document on stdout, on one line."""
+    line(json.dumps(value, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Say something on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def aside(text: str, end: str = "\n") -> None:
+    """Say something less important on stderr, dim where there is colour."""
+    styled = f"\x1b[2m{text}\x1b[22m" if text and has_colour() else text
+    print(styled, end=end, file=sys.stderr, flush=True)
+
+
+def has_terminal() -> bool:
+    """Say whether somebody watches stderr."""
+    return sys.stderr.isatty()
+
+
+def has_colour() -> bool:
+    """Say whether stderr may carry colour codes."""
+    return has_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Put aligned columns on stdout; a header that starts with `>` aligns its column to the right."""
+    titles = [title.removeprefix(">") for title in header]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = (
+            cell.rjust(width) if title.startswith(">") else cell.ljust(width)
+            for title, cell, width in zip(header, row, widths, strict=True)
+        )
+        line("  ".join(cells).rstrip())
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> None:
+    """Put names and values on stdout, one pair per line."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        line(f"{name.ljust(width)}  {value}")
+
+
+def size_text(n_bytes: float) -> str:
+    """Return a number of bytes in words: 491 MB, 1.1 GB (1 GB is 10^9 bytes, as on disks and hubs)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= factor:
+            value = n_bytes / factor
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+class Status:
+    """One line on a watched stderr that is redrawn in place and gone in the end; elsewhere nothing."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self._drawn_at = float("-inf")
+
+    def __enter__(self) -> Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def show(self, text: str) -> None:
+        """Draw `text`, at most ten times per second."""
+        now = time.monotonic()
+        if not has_terminal() or now - self._drawn_at < _REDRAW_S:
+            return
+        self._drawn_at = now
+        sys.stderr.write(f"\r{text.ljust(self._width)}")
+        sys.stderr.flush()
+        self._width = len(text)
+
+    def share(self, what: str, done: int, total: int) -> None:
+        """Draw how much of something is done."""
+        self.show(f"{what} {100 * done // max(total, 1)} %")
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._width:
+            sys.stderr.write(f"\r{' ' * self._width}\r")
+            sys.stderr.flush()
+            self._width = 0
+        self._drawn_at = float("-inf")

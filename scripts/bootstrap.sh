@@ -1,0 +1,106 @@
+# Makes .venv with edgeqwen in it, or does nothing when it is there already. Sourced by scripts/run and
+# scripts/test, which say with what extra: `prepare ""` or `prepare dev`.
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  exit 1
+}
+
+say() {
+  printf '%s\n' "$1" >&2
+}
+
+# Prints the first Python that is new enough and can make virtual environments.
+find_python() {
+  local candidate found=""
+  for candidate in ${EDGEQWEN_PYTHON:-} python3.14 python3.13 python3.12 python3.11 python3 python; do
+    command -v "$candidate" >/dev/null 2>&1 || continue
+    found=$("$candidate" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) || continue
+    "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue
+    "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
+      fail "$candidate has no venv module; install it (on Debian and Raspberry Pi OS: sudo apt install python3-venv)"
+    command -v "$candidate"
+    return
+  done
+  [ -z "$found" ] && fail "no Python was found; install Python 3.11 or newer"
+  fail "Python $found is too old; install Python 3.11 or newer, or name one with EDGEQWEN_PYTHON"
+}
+
+# llama.cpp is built from source unless pip has kept the wheel of an earlier build.
+check_compiler() {
+  local compiler
+  for compiler in ${CXX:-} c++ g++ clang++; do
+    command -v "$compiler" >/dev/null 2>&1 && return
+  done
+  .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q llama_cpp_python && return
+  fail "no C++ compiler was found; install one (Debian, Raspberry Pi OS: sudo apt install g++; macOS: xcode-select --install)"
+}
+
+# As many compiler processes as there are cores, but 1.5 GB of memory for each.
+build_jobs() {
+  local cores memory_kb jobs
+  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+  if [ -r /proc/meminfo ]; then
+    memory_kb=$(awk '/MemAvailable/ {print $2}' /proc/meminfo)
+  else
+    memory_kb=$(($(sysctl -n hw.memsize 2>/dev/null || echo 4294967296) / 1024))
+  fi
+  jobs=$((memory_kb / 1500000))
+  [ "$jobs" -gt "$cores" ] && jobs=$cores
+  [ "$jobs" -lt 1 ] && jobs=1
+  echo "$jobs"
+}
+
+# Runs a command with its output in a log, and says every ten seconds that it is alive.
+run_logged() {
+  local log=$1 started=$SECONDS told=$SECONDS pid seconds
+  shift
+  "$@" >"$log" 2>&1 &
+  pid=$!
+  trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; say "interrupted"; exit 130' INT TERM
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 0.5
+    seconds=$((SECONDS - started))
+    if [ $((SECONDS - told)) -ge 10 ]; then
+      told=$SECONDS
+      say "  still at it after ${seconds} s: $(what_it_does "$log")"
+    fi
+  done
+  trap - INT TERM
+  wait "$pid"
+}
+
+what_it_does() {
+  if tail -n 3 "$1" | grep -q 'Building wheel'; then
+    echo "building llama.cpp, which takes about 5 minutes on two cores"
+  else
+    tail -n 1 "$1" | cut -c 1-80
+  fi
+}
+
+prepare() {
+  local extra=$1 python stamp want target=.
+  [ -n "$extra" ] && target=".[$extra]"
+  stamp=".venv/edgeqwen-installed-${extra:-plain}"
+  want=$(cat pyproject.toml scripts/constraints.txt | cksum)
+  if [ -x .venv/bin/edgeqwen ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want $PWD" ]; then
+    return
+  fi
+  python=$(find_python) || exit 1
+  if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    say "making a virtual environment in .venv with $python"
+    rm -rf .venv
+    "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
+  fi
+  check_compiler
+  say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
+  export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(build_jobs)}
+  export CMAKE_ARGS=${CMAKE_ARGS:--DLLAVA_BUILD=OFF}
+  run_logged .venv/install.log .venv/bin/python -m pip install --disable-pip-version-check \
+    -c scripts/constraints.txt -e "$target" || {
+    tail -n 15 .venv/install.log >&2
+    fail "the installation failed; the whole log is .venv/install.log"
+  }
+  echo "$want $PWD" >"$stamp"
+  say "ready"
+}
