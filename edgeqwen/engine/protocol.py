@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from edgeqwen.errors import EdgeQwenError, EngineError, from_wire
+from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput, from_wire
 
 MAX_FRAME = 64 << 20
 _LENGTH = struct.Struct(">I")
@@ -39,7 +39,7 @@ class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplerParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How one request chooses its tokens."""
+    """How one request chooses its tokens. Raises InvalidInput for values that have no meaning."""
 
     temperature: float = 0.7
     """0 always takes the likeliest token."""
@@ -56,6 +56,24 @@ class SamplerParams(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     """None goes on to the end of the context."""
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _SAMPLER_BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InvalidInput(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
+
+
+_SAMPLER_BOUNDS = {
+    "temperature": (0, 10),
+    "top_k": (0, 1_000_000),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.1, 10),
+    "presence_penalty": (-10, 10),
+    "frequency_penalty": (-10, 10),
+    "max_tokens": (1, 1 << 24),
+}
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

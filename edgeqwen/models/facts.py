@@ -162,6 +162,9 @@ class _Check:
         tokens = self._header.arrays.get("tokenizer.ggml.tokens")
         if tokens is None or tokens.kind != 8 or tokens.count < 1:
             raise self.refuse("its vocabulary (tokenizer.ggml.tokens) is missing or no list of texts")
+        merges = self._header.arrays.get("tokenizer.ggml.merges")
+        if merges is None or merges.kind != 8:
+            raise self.refuse("its tokenizer has no merges (tokenizer.ggml.merges)")
         types = self._header.arrays.get("tokenizer.ggml.token_type")
         if types is not None and (types.kind != 5 or types.count != tokens.count):
             raise self.refuse("tokenizer.ggml.token_type does not match its vocabulary")

@@ -23,6 +23,7 @@ _ATTR_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
 _ATTR_USER_DEFINED = 1 << 4
 _PIECE_BYTES = 256
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+_NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _ABORTED, _NO_ROOM = 2, 1
 
 
@@ -103,8 +104,9 @@ class LlamaEngine:
         marked = {
             token: attr for token in range(self.n_vocab) if (attr := attributes(vocab, token)) & special
         }
-        # llama.cpp marks every end-of-generation token as control when it reads a vocabulary.
-        self.eog = frozenset(token for token in marked if L.llama_vocab_is_eog(vocab, token))
+        # A vocabulary's end tokens are special ones, but a file may name any token as its end.
+        named = {L.llama_vocab_eos(vocab), L.llama_vocab_eot(vocab)} - {_NO_TOKEN}
+        self.eog = frozenset(token for token in {*marked, *named} if L.llama_vocab_is_eog(vocab, token))
         controls = (token for token, attr in marked.items() if attr & _ATTR_CONTROL)
         self.control_texts = tuple(
             L.llama_vocab_get_text(vocab, token).decode("utf-8", "replace") for token in controls

@@ -48,7 +48,7 @@ class _Job:
     cached: int = 0
     started_at: float = 0.0
     prefilled_at: float | None = None
-    first_at: float = 0.0
+    first_at: float | None = None
     last_at: float = 0.0
     n_completion: int = 0
     buffer: list[str] = field(default_factory=list)
@@ -138,7 +138,6 @@ class Scheduler:
         if len(self._queue) >= MAX_QUEUE:
             message = f"{len(self._queue)} requests wait already; try again when some are done"
             raise EngineBusy(message, queue_length=len(self._queue))
-        _check_sampler(request)
         accepted = self._clock()
         segments = self._template.render(request.messages, request.think, request.tools)
         prompt: list[int] = []
@@ -219,7 +218,7 @@ class Scheduler:
         assert job.sampler is not None
         token = job.sampler.sample(row, slot.goal[-_PENALTY_WINDOW:])
         now = self._clock()
-        if job.n_completion == 0:
+        if job.first_at is None:
             job.first_at = now
         if token in self._engine.eog:
             return events + self._end(slot, "eos")
@@ -262,13 +261,13 @@ class Scheduler:
         done = job.prefilled_at is not None
         stats = Stats(
             queued_s=job.started_at - job.accepted_at,
-            ttft_s=job.first_at - job.started_at if job.first_at else None,
+            ttft_s=None if job.first_at is None else job.first_at - job.started_at,
             prompt_tokens=len(job.prompt),
             cached_tokens=job.cached,
             prefill_tokens=len(job.prompt) - job.cached if done else max(0, job.prefill_told - job.cached),
             prefill_s=(job.prefilled_at or self._clock()) - job.started_at,
             completion_tokens=job.n_completion,
-            decode_s=job.last_at - job.first_at if job.n_completion > 1 else 0.0,
+            decode_s=0.0 if job.first_at is None else max(0.0, job.last_at - job.first_at),
             rss_bytes=resident_bytes(),
         )
         return Finished(id=job.request.id, stop_reason=reason, seed=job.seed, stats=stats)
@@ -300,21 +299,3 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
         if a != b:
             return index
     return min(len(left), len(right))
-
-
-def _check_sampler(request: Generate) -> None:
-    """Refuse settings that have no meaning. Raises InvalidInput."""
-    params = request.sampler
-    bounds = (
-        ("temperature", params.temperature, 0, 10),
-        ("top_k", params.top_k, 0, 1_000_000),
-        ("top_p", params.top_p, 0, 1),
-        ("min_p", params.min_p, 0, 1),
-        ("repeat_penalty", params.repeat_penalty, 0.1, 10),
-        ("presence_penalty", params.presence_penalty, -10, 10),
-        ("frequency_penalty", params.frequency_penalty, -10, 10),
-        ("max_tokens", 1 if params.max_tokens is None else params.max_tokens, 1, 1 << 24),
-    )
-    for name, value, low, high in bounds:
-        if not low <= value <= high:
-            raise InvalidInput(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
