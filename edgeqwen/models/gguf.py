@@ -264,6 +264,8 @@ class _Scan:
         length = self._u64()
         if length > _MAX_NAME:
             raise self.refuse(f"a {what} claims {length:,} bytes; at most {_MAX_NAME:,}")
+        if length == 0:
+            raise self.refuse(f"a {what} is empty")
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError as error:

@@ -42,9 +42,9 @@ class TextStream:
         return held[: len(held) - keep]
 
     def _first_stop(self, text: str) -> int | None:
-        """Return where the earliest stop string begins."""
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        return min(found) if found else None
+        """Return where the stop string begins that is complete first, as it would be byte by byte."""
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
 
     def _possible_start(self, text: str) -> int:
         """Return how many characters at the end could still grow into a stop string."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from contextlib import aclosing
 from pathlib import Path
 
@@ -250,19 +249,6 @@ async def test_end_tokens_end_the_answer(
     assert answer.finished.stop_reason == "eos"
     assert answer.text == whole[:at]
     assert answer.finished.stats.completion_tokens == at
-
-
-async def test_shards_load_as_one(kind: str, models: Path, open_worker: OpenWorker, tmp_path: Path) -> None:
-    if kind != "qwen3":
-        pytest.skip("one architecture is enough")
-    first = write_model(tmp_path / "cut.gguf", kind, split_tensors=8)
-    shards = sorted(map(str, tmp_path.glob("cut-*.gguf")))
-    assert len(shards) == 3
-    async with WorkerClient(tmp_path / "logs") as client:
-        await client.load(LoadParams(paths=tuple(shards), n_ctx=512))
-        assert (await ask(client, "Hello")).text == (await ask(await open_worker(), "Hello")).text
-    assert first.name.endswith("-00001-of-00003.gguf")
-    shutil.rmtree(tmp_path / "logs")
 
 
 def test_rates_need_two_points() -> None:
