@@ -55,6 +55,7 @@ def set_value(path: Path, key: str, text: str | None) -> None:
     """
     import tomlkit  # 30 ms to import, and only this function writes TOML
 
+    load(path)
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     *tables, name = key.split(".")
     table: Any = document

@@ -28,7 +28,8 @@ _CAPABILITIES = {
     "multilingual",
     "fill-in-the-middle",
     "long-context",
-} | {"embedding"}
+    "embedding",
+}
 
 
 def main() -> int:

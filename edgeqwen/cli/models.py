@@ -67,10 +67,7 @@ def list_models(invocation: Invocation, everything: bool) -> None:
         model for ref, model in invocation.catalogue.models.items() if everything and ref not in installed
     ]
     if invocation.as_json:
-        absent = [{**describe.model_data(model), "is_installed": False} for model in others]
-        output.document(
-            [*({**describe.entry_data(entry), "is_installed": True} for entry in entries), *absent]
-        )
+        output.document([*map(describe.entry_data, entries), *map(describe.model_data, others)])
         return
     rows = [describe.entry_row(entry, invocation.catalogue) for entry in entries] + [
         describe.model_row(model) for model in others
@@ -89,7 +86,10 @@ def list_models(invocation: Invocation, everything: bool) -> None:
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, ref: str) -> None:
-    """Show what is known of a model: an installed one, a file, or one of the catalogue."""
+    """Show what is known of a model.
+
+    REF is an installed model, the path of a GGUF file, or a model of the catalogue.
+    """
     catalogue = invocation.catalogue
     try:
         data = describe.located_data(locate(ref, invocation.store, catalogue), catalogue)
@@ -140,7 +140,10 @@ def verify_models(invocation: Invocation, ref: str | None, everything: bool) -> 
 @json_option
 @click.pass_obj
 def rm(invocation: Invocation, refs: tuple[str, ...], yes: bool) -> None:
-    """Remove installed models. The files they were imported from stay."""
+    """Remove installed models.
+
+    The files they were imported from stay where they are.
+    """
     entries = list({entry.ref: entry for entry in (_installed(invocation, ref) for ref in refs)}.values())
     if not yes:
         names = " and ".join(entry.ref for entry in entries)

@@ -186,9 +186,10 @@ def load_catalogue(shipped: Path, user: Path) -> Catalogue:
             message = f'{user}: {key}: refs are lower case without -instruct: write "{normal_name(ref)}"'
             raise InvalidConfig(message, file=str(user), key=key, nearest=normal_name(ref))
     _merge(tables, own)
-    for ref, table in tables.get("models", {}).items():
-        if isinstance(table, dict):
-            table["ref"] = ref
+    if isinstance(models := tables.get("models"), dict):
+        for ref, table in models.items():
+            if isinstance(table, dict):
+                table["ref"] = ref
     # A mistake is far likelier in the user's file than in the shipped one, which the checks have read.
     catalogue = tomlfile.decode(tables, Catalogue, user if own else shipped)
     _check_links(catalogue, user if own else shipped)

@@ -1,0 +1,168 @@
+"""The scheduler over a scripted engine and a clock of our own: what the counters count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeqwen.engine.protocol import (
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    LoadParams,
+    SamplerParams,
+    Started,
+    TextDelta,
+)
+from edgeqwen.worker.scripted import ScriptedEngine
+from edgeqwen.worker.slots import MAX_QUEUE, Scheduler
+from tests.support.asking import script, user
+
+
+class Clock:
+    """Time moves only when an engine step or a test says so."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SteppedEngine(ScriptedEngine):
+    """A scripted engine each of whose steps takes one second of the clock."""
+
+    clock: Clock
+
+    def decode(self, rows: Any) -> Any:
+        self.clock.now += 1.0
+        return super().decode(rows)
+
+
+Make = Callable[..., tuple[Scheduler, Clock]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def make_(
+        n_ctx: int = 256, n_slots: int = 1, n_batch: int = 512, **content: Any
+    ) -> tuple[Scheduler, Clock]:
+        params = LoadParams(
+            paths=(str(script(tmp_path, **content)),), n_ctx=n_ctx, n_slots=n_slots, n_batch=n_batch
+        )
+        engine = SteppedEngine(params, lambda _: True)
+        engine.clock = Clock()
+        return Scheduler(engine, engine.clock), engine.clock
+
+    return make_
+
+
+def request(number: int, text: str = "hi", **sampler: Any) -> Generate:
+    return Generate(id=number, messages=user(text), sampler=SamplerParams(**sampler))
+
+
+def run(scheduler: Scheduler) -> list[Event]:
+    events: list[Event] = []
+    while scheduler.has_work:
+        events += scheduler.step()
+    return events
+
+
+def finished(events: list[Event], number: int = 1) -> Finished:
+    (event,) = [event for event in events if isinstance(event, Finished) and event.id == number]
+    return event
+
+
+def test_times_are_what_their_definitions_say(make: Make) -> None:
+    scheduler, clock = make(pieces=["a", "b", "c"], n_batch=8)
+    scheduler.submit(request(1))
+    clock.now += 5  # accepted, not started
+    stats = finished(run(scheduler)).stats
+    n_batches = -(-stats.prompt_tokens // 8)
+    assert stats.queued_s == 5
+    assert stats.prefill_s == stats.ttft_s == n_batches
+    assert stats.completion_tokens == 3
+    assert stats.decode_s == 2, "three tokens span two steps; the end token's step does not count"
+    assert stats.decode_tps == 1
+    assert stats.prefill_tokens == stats.prompt_tokens
+
+
+def test_an_empty_answer_has_no_rate(make: Make) -> None:
+    scheduler, _ = make(pieces=[])
+    scheduler.submit(request(1))
+    end = finished(run(scheduler))
+    assert end.stop_reason == "eos"
+    assert (end.stats.completion_tokens, end.stats.decode_s, end.stats.decode_tps) == (0, 0, None)
+
+
+def test_every_accepted_request_closes_once(make: Make) -> None:
+    scheduler, _ = make(pieces=["a"] * 9)
+    for number in range(1, 6):
+        scheduler.submit(request(number))
+    events = scheduler.cancel(3) + scheduler.step() + scheduler.cancel(1) + run(scheduler)
+    closed = sorted(event.id for event in events if isinstance(event, Finished))
+    assert closed == [1, 2, 3, 4, 5]
+    reasons = {event.id: event.stop_reason for event in events if isinstance(event, Finished)}
+    assert reasons == {1: "cancelled", 2: "eos", 3: "cancelled", 4: "eos", 5: "eos"}
+
+
+def test_a_full_queue_refuses_with_its_length(make: Make) -> None:
+    scheduler, _ = make()
+    for number in range(MAX_QUEUE):
+        assert scheduler.submit(request(number)) == []
+    (refused,) = scheduler.submit(request(99))
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.data["queue_length"]) == ("engine_busy", MAX_QUEUE)
+
+
+def test_a_prompt_that_just_fits_is_taken(make: Make) -> None:
+    template = "{{ messages[0].content }}"
+    for length, fits in ((15, True), (16, False)):
+        scheduler, _ = make(n_ctx=16, template=template, pieces=["a", "b", "c"])
+        refused = scheduler.submit(request(1, "x" * length))
+        assert bool(refused) != fits
+        if fits:
+            end = finished(run(scheduler))
+            assert (end.stop_reason, end.stats.completion_tokens) == ("length", 2)
+
+
+def test_a_long_prompt_does_not_hold_up_who_answers(make: Make) -> None:
+    scheduler, _ = make(n_slots=2, n_batch=8, n_ctx=1024, pieces=["a"] * 50)
+    scheduler.submit(request(1))
+    events: list[Event] = []
+    while not any(isinstance(event, TextDelta) for event in events):
+        events += scheduler.step()
+    scheduler.submit(request(2, "x" * 300))
+    events = [event for _ in range(10) for event in scheduler.step()]
+    assert any(isinstance(event, Started) and event.id == 2 for event in events)
+    assert sum(len(event.text) for event in events if isinstance(event, TextDelta) and event.id == 1) >= 9
+    run(scheduler)
+
+
+def test_a_request_goes_to_the_slot_that_knows_it(make: Make) -> None:
+    scheduler, _ = make(n_slots=2, n_ctx=512)
+    for number, text in ((1, "about cats and dogs"), (2, "what is the weather")):
+        scheduler.submit(request(number, text))
+    run(scheduler)
+    scheduler.submit(request(3, "what is the weather now"))
+    started = next(event for event in scheduler.step() if isinstance(event, Started))
+    assert started.cached_tokens > len("<|im_start|>user\nwhat is") - 20
+    run(scheduler)
+
+
+def test_replies_follow_the_question(make: Make) -> None:
+    scheduler, _ = make(pieces=["?"], replies=[{"match": "weather", "pieces": ["Ra", "in"]}])
+    scheduler.submit(request(1, "the weather"))
+    assert "".join(event.text for event in run(scheduler) if isinstance(event, TextDelta)) == "Rain"
+
+
+def test_a_character_cut_between_tokens_comes_whole(make: Make) -> None:
+    euro = list("€".encode())
+    scheduler, clock = make(pieces=[euro[:1], euro[1:], "!"])
+    scheduler.submit(request(1))
+    deltas = [event.text for event in run(scheduler) if isinstance(event, TextDelta)]
+    assert "".join(deltas) == "€!"
+    assert clock.now > 100
