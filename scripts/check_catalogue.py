@@ -36,7 +36,7 @@ def main() -> int:
     """Check the file and return the exit code."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "models.toml"
     try:
-        catalogue = load_catalogue(path, Path("/nonexistent"))
+        catalogue = load_catalogue(path, path.with_name("no user file"))
     except InvalidConfig as error:
         print(error)
         return 1
