@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +25,7 @@ from edgeqwen.models.catalogue import Catalogue, CatalogueFile, Model, Variant
 from edgeqwen.models.facts import ModelFacts, facts_of, open_header
 from edgeqwen.models.ref import is_safe_file_name, is_safe_name, normal_name
 from edgeqwen.models.store import (
+    MANIFEST,
     Entry,
     Manifest,
     ManifestFile,
@@ -77,26 +80,17 @@ def adopt(
     """
     found = _inspect(path, catalogue, progress)
     model, quant = _name(found, path)
-    for entry in store.entries():
-        if [file.sha256 for file in entry.manifest.files] == [file.sha256 for file in found.files]:
-            return Adopted(entry, is_new=False)
     folder = store.root / model / quant
-    if (folder / "manifest.json").exists():
-        message = f"another {model}:{quant} is installed already; remove it first, or rename {path.name}"
-        raise StoreError(message, path=str(folder), cause="name_taken")
     try:
-        came_by = _place(found, folder, store, move=move)
-        manifest = _manifest(found, model, quant, came_by, path)
-        write_manifest(folder, manifest)
+        with _locked(store, f"{model}-{quant}"):
+            for entry in store.entries():
+                if [file.sha256 for file in entry.manifest.files] == [file.sha256 for file in found.files]:
+                    return Adopted(entry, is_new=False)
+            manifest = _install(found, folder, store, path, move=move)
     except OSError as error:
-        _clear(folder, found)
         raise _store_error(error, folder, found) from error
-    except StoreError:
-        _clear(folder, found)
-        raise
     if move:
-        for source in found.paths:
-            source.unlink(missing_ok=True)
+        _remove_originals(found)
     return Adopted(Entry(folder, manifest, is_writable=True), is_new=True)
 
 
@@ -188,38 +182,68 @@ def _name(found: _Found, path: Path) -> tuple[str, str]:
     return (model if is_safe_name(model) else f"own-{model}"[:64]), quant
 
 
-def _manifest(found: _Found, model: str, quant: str, came_by: CameBy, path: Path) -> Manifest:
-    return Manifest(
-        layout=1,
-        model=model,
-        quant=quant,
-        files=found.files,
-        facts=found.facts,
-        came_by=came_by,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool=f"edgeqwen {version('edgeqwen')}",
-        catalogue_ref=found.known[0].ref if found.known else None,
-        source=str(path.absolute()),
-    )
-
-
-def _place(found: _Found, folder: Path, store: Store, *, move: bool) -> CameBy:
-    """Bring every file under its final name, by the cheapest way the disk offers."""
+@contextmanager
+def _locked(store: Store, name: str) -> Iterator[None]:
+    """Let one process at a time install a variant. Raises OSError."""
     store.partial.mkdir(parents=True, exist_ok=True)
+    lock = store.partial / f"{name}.lock"
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _install(found: _Found, folder: Path, store: Store, path: Path, *, move: bool) -> Manifest:
+    """Place the files and write the manifest, or leave nothing. Raises OSError or StoreError."""
+    model, quant = folder.parts[-2:]
+    if (folder / MANIFEST).exists():
+        message = f"another {model}:{quant} is installed already; remove it first, or rename {path.name}"
+        raise StoreError(message, path=str(folder), cause="name_taken")
+    try:
+        came_by = _place(found, folder, store)
+        manifest = Manifest(
+            layout=1,
+            model=model,
+            quant=quant,
+            files=found.files,
+            facts=found.facts,
+            came_by="move" if move else came_by,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tool=f"edgeqwen {version('edgeqwen')}",
+            catalogue_ref=found.known[0].ref if found.known else None,
+            source=str(path.absolute()),
+        )
+        write_manifest(folder, manifest)
+    except BaseException:  # Ctrl-C as well
+        _clear(folder, found)
+        raise
+    return manifest
+
+
+def _remove_originals(found: _Found) -> None:
+    for source in found.paths:
+        try:
+            source.unlink(missing_ok=True)
+        except OSError as error:
+            message = f"the model is installed, but {source} cannot be removed: {error.strerror}"
+            raise StoreError(message, path=str(source), cause="io") from error
+
+
+def _place(found: _Found, folder: Path, store: Store) -> CameBy:
+    """Bring every file under its final name, by the cheapest way the disk offers."""
     folder.mkdir(parents=True, exist_ok=True)
     came_by: CameBy = "hard link"
     for source, file in zip(found.paths, found.files, strict=True):
-        with FileLock(store.partial / f"{file.sha256}.lock"):
-            part = store.partial / f"{file.sha256}.part"
+        part = store.partial / f"{file.sha256}.part"
+        part.unlink(missing_ok=True)
+        try:
+            came_by = _bring(source, part, file)
+            part.replace(folder / file.name)
+        finally:
             part.unlink(missing_ok=True)
-            try:
-                came_by = _bring(source, part, file)
-                part.replace(folder / file.name)
-            finally:
-                part.unlink(missing_ok=True)
-        (store.partial / f"{file.sha256}.lock").unlink(missing_ok=True)
     sync_folder(folder)
-    return "move" if move else came_by
+    return came_by
 
 
 def _bring(source: Path, part: Path, file: ManifestFile) -> CameBy:
