@@ -118,7 +118,7 @@ def in_words(data: Data) -> list[tuple[str, str]]:
         ("name", data["name"] or "-"),
         ("licence", _licence(data["licence"])),
         ("context", _context(data)),
-        ("architecture", f"{data['architecture']}, {data['n_parameters'] / 1e9:.2f} billion parameters"),
+        ("architecture", f"{data['architecture']}, {_parameters(data['n_parameters'])} parameters"),
         ("good for", ", ".join(data["capabilities"] or ()) or "not known"),
         ("thinking", _THINKING.get(data["thinking"], "not known")),
     ]
@@ -154,8 +154,14 @@ def _absent(data: Data) -> list[tuple[str, str]]:
 
 
 def _licence(licence: Data) -> str:
+    if licence["name"] is None:
+        return "not stated in the file"
     use = {True: "commercial use allowed", False: "no commercial use", None: "not checked by us"}
-    return f"{licence['name'] or 'not stated'} ({use[licence['commercial_use']]})"
+    return f"{licence['name']} ({use[licence['commercial_use']]})"
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
 
 
 def _context(data: Data) -> str:

@@ -59,8 +59,12 @@ def report(error: errors.EdgeQwenError, *, as_json: bool) -> int:
 
 
 def _not_installed(error: Any) -> str:  # noqa: ANN401 - each hint knows its own error
-    size = f" ({size_text(error.download_bytes)})" if error.download_bytes else ""
-    return f"get its GGUF file{size}, which `edgeqwen show {error.ref}` names, and run `edgeqwen import PATH`"
+    if error.download_bytes is None:
+        return "`edgeqwen list` shows what is installed; `edgeqwen import PATH` brings in a GGUF file"
+    size = size_text(error.download_bytes)
+    return (
+        f"get its GGUF file ({size}), which `edgeqwen show {error.ref}` names, and run `edgeqwen import PATH`"
+    )
 
 
 def _store(error: Any) -> str | None:  # noqa: ANN401

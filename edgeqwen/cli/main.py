@@ -83,12 +83,7 @@ def cli(ctx: click.Context) -> None:
 def main() -> NoReturn:
     """Run the program and exit with its code."""
     output.prepare()
-    code = _run()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _reader_gone()
-    sys.exit(code)
+    sys.exit(_run())
 
 
 def _run() -> int:
@@ -102,7 +97,7 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         output.note("\ninterrupted")
         return failures.INTERRUPTED
-    except BrokenPipeError:
+    except output.OutputClosed:
         return _reader_gone()
     except Exception as error:  # noqa: BLE001 - the last door: a log for us, a sentence for the person
         return _our_fault(error, invocation)

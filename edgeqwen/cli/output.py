@@ -22,10 +22,17 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
+class OutputClosed(Exception):
+    """Whoever read our stdout is gone. Not an OSError, which click would turn into a silent exit 1."""
+
+
 def write(text: str) -> None:
-    """Put a piece of data on stdout, at once and as it is."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Put a piece of data on stdout, at once and as it is. Raises OutputClosed."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise OutputClosed from error
 
 
 def line(text: str = "") -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeqwen.chat.conversation import Conversation
 from edgeqwen.chat.sampling import plan_turns
 from edgeqwen.chat.session import Reply, Session
 from edgeqwen.chat.thinking import Delta
@@ -22,7 +23,7 @@ from edgeqwen.cli import failures, output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import LoadParams, Prefill, Ready, Stats
-from edgeqwen.errors import EdgeQwenError, WorkerLost
+from edgeqwen.errors import EdgeQwenError, InvalidInput, WorkerLost
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.models.facts import ModelFacts
@@ -47,20 +48,21 @@ class TalkOptions:
 class Talk:
     """A loaded model and the conversation held with it; a context manager that ends the worker."""
 
-    session: Session
-
     def __init__(self, invocation: Invocation, ref: str, options: TalkOptions) -> None:
         self.as_json = invocation.as_json
         self._invocation, self._options = invocation, options
         self._located = locate(ref, invocation.store, invocation.catalogue)
+        model = self._located.model
+        if model and "chat" not in model.capabilities:
+            raise InvalidInput(f"{model.ref} is made for {' and '.join(model.capabilities)}; it cannot chat")
         config = invocation.config.run
-        self._think = config.think if options.think is None else options.think
         self._n_ctx = options.n_ctx or config.ctx
         self._n_threads = options.n_threads or config.threads or usable_cores()
         self._runner = asyncio.Runner()
-        self._client: WorkerClient | None = None
+        self.session = Session(WorkerClient(invocation.paths.logs), conversation=Conversation(options.system))
         self._ready: Ready | None = None
         self._was_interrupted = False
+        self.think(config.think if options.think is None else options.think)
 
     @property
     def name(self) -> str:
@@ -68,7 +70,7 @@ class Talk:
 
     def __enter__(self) -> Talk:
         try:
-            self.open()
+            self._ready = self._call(self._load())
         except BaseException:
             self.close()
             raise
@@ -77,28 +79,13 @@ class Talk:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self) -> None:
-        """Start a worker, load the model, and begin or go on with the conversation. Raises EdgeQwenError."""
-        self._client = WorkerClient(self._invocation.paths.logs)
-        self._ready = self._call(self._load(self._client))
-        before = getattr(self, "session", None)
-        self.session = Session(self._client)
-        if before is not None:
-            self.session.conversation = before.conversation
-        else:
-            self.session.conversation.system = self._options.system
-        self.think(self._think)
-
     def close(self) -> None:
         """End the worker."""
-        if self._client is not None:
-            self._call(self._client.close())
-            self._client = None
+        self._call(self.session.client.close())
         self._runner.close()
 
     def think(self, think: bool | None) -> None:
         """Switch thinking on or off, with the sampler settings that go with it."""
-        self._think = think
         plan = plan_turns(self._located.model, think, self._options.sampler)
         self.session.sampler, self.session.think = plan.sampler, plan.think
         if plan.notice:
@@ -119,22 +106,28 @@ class Talk:
             self._call(self._stream(text))
         except EdgeQwenError as error:
             failure = error
-        reply = self.session.reply
-        assert reply is not None
-        if self.as_json:
-            output.document(self._document(reply, failure))
-        elif reply.text:
-            output.line()
+        except KeyboardInterrupt:  # the second Ctrl-C
+            self._end_reply(None)
+            raise
+        self._end_reply(failure)
         if not failure:
-            self._tell_how_it_ended(reply)
+            self._tell_how_it_ended()
         return failure
+
+    def _end_reply(self, failure: EdgeQwenError | None) -> None:
+        reply = self.session.reply
+        if reply and self.as_json:
+            output.document(self._document(reply, failure))
+        elif reply and reply.text:
+            output.line()
 
     def restart_if_lost(self, failure: EdgeQwenError) -> None:
         """Load the model again after its worker died. Raises EdgeQwenError."""
-        if isinstance(failure, WorkerLost) and self._client is not None:
-            self._call(self._client.close())
+        if isinstance(failure, WorkerLost):
+            self._call(self.session.client.close())
             output.note("starting the engine again")
-            self.open()
+            self.session.client = WorkerClient(self._invocation.paths.logs)
+            self._ready = self._call(self._load())
 
     def summary(self) -> str:
         """Return what the last reply took, in one line."""
@@ -153,7 +146,8 @@ class Talk:
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
 
-    async def _load(self, client: WorkerClient) -> Ready:
+    async def _load(self) -> Ready:
+        client = self.session.client
         with output.Status() as status:
             status.show(f"loading {self.name}")
             await client.start()  # it gets up while we read the header
@@ -212,8 +206,9 @@ class Talk:
             output.note("\n")  # the answer begins after its thinking
         output.write(delta.text)
 
-    def _tell_how_it_ended(self, reply: Reply) -> None:
-        if reply.finished is None or reply.finished.stop_reason != "length":
+    def _tell_how_it_ended(self) -> None:
+        reply = self.session.reply
+        if reply is None or reply.finished is None or reply.finished.stop_reason != "length":
             return
         limit = self.session.sampler.max_tokens
         if reply.finished.stats.completion_tokens == limit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeqwen.errors import InvalidInput, NotInstalled, StoreError
+from edgeqwen.errors import InvalidInput, StoreError
 from edgeqwen.models.adopt import shards_of
 from edgeqwen.models.catalogue import Catalogue, Model
 from edgeqwen.models.facts import ModelFacts, facts_of, open_header
@@ -39,8 +39,6 @@ def locate(text: str, store: Store, catalogue: Catalogue) -> Located:
     ref = parse_ref(text)
     if ref.path is not None:
         return _locate_path(ref.path, catalogue)
-    if ref.hub is not None:
-        raise NotInstalled(f"{ref} is not installed", ref=str(ref))
     entry = store.find(ref, catalogue)
     for path, file in zip(entry.paths(), entry.manifest.files, strict=True):
         _check_size(path, file.size, entry.ref)

@@ -118,7 +118,9 @@ class Store:
 
         Without a quant: the only one installed, else the model's default, else the largest.
         """
-        name = ref.model or ""
+        if ref.model is None:
+            raise NotInstalled(f"{ref} is not installed", ref=str(ref))
+        name = ref.model
         entries = self.entries()
         installed = {entry.manifest.model for entry in entries}
         spellings = [name, f"{name}-{normal_name(ref.quant)}"] if ref.quant else [name]
