@@ -63,7 +63,10 @@ def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=_Verbs, no_args_is_help=False, invoke_without_command=True)
+_BEGIN = "Begin with `edgeqwen import FILE.gguf`, then `edgeqwen run NAME`."
+
+
+@click.group(cls=_Verbs, invoke_without_command=True, epilog=_BEGIN)
 @click.option(
     "--version",
     is_flag=True,
