@@ -40,7 +40,6 @@ class Seen:
     range: str | None
     token: str | None
     origin: str
-    sent: int
 
 
 class Hub:
@@ -49,6 +48,8 @@ class Hub:
     def __init__(self, folder: Path, *, with_cdn: bool = False, token: str | None = None) -> None:
         self.folder, self.token = folder, token
         self.seen: list[Seen] = []
+        self.sent = 0
+        """Body bytes of all files sent so far."""
         self._faults: dict[str, list[Fault]] = defaultdict(list)
         self._main = _Server(self, "hub")
         self._cdn = _Server(self, "cdn") if with_cdn else None
@@ -70,11 +71,6 @@ class Hub:
     @property
     def cdn_url(self) -> str | None:
         return self._cdn.url if self._cdn else None
-
-    @property
-    def sent(self) -> int:
-        """Body bytes of all files sent so far."""
-        return sum(seen.sent for seen in self.seen)
 
     def put(self, repo: str, name: str, data: bytes) -> None:
         path = self.folder / repo / name
@@ -117,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         url = urlsplit(self.path)
         hub = self.server.hub
+        range_, token = self.headers["Range"], self.headers["Authorization"]
+        hub.seen.append(Seen(self.path, range_, token, self.server.origin))
         if match := re.fullmatch(r"/api/models/(\w[\w.-]*/[\w.-]+)(?:/revision/(\w+))?", url.path):
             self._api(match[1])
         elif match := re.fullmatch(r"/(?:models/)?([\w.-]+/[\w.-]+)/resolve/(\w+)/([^/]+)", url.path):
@@ -193,16 +191,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, data: bytes, kind: str, at: int) -> None:
         if kind in ("drop", "truncate"):
             data = data[:at]
-        sent = 0
         try:
             for start in range(0, len(data), 1 << 16):
                 piece = data[start : start + (1 << 16)]
                 self.connection.sendall(piece)
-                sent += len(piece)
+                self.server.hub.sent += len(piece)
         except OSError:
-            pass
-        finally:
-            self._note(sent)
+            pass  # the reader hung up
         if kind == "drop":  # a reset instead of an end
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -214,13 +209,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-        self._note(0)
-
-    def _note(self, sent: int) -> None:
-        get = self.headers.get
-        self.server.hub.seen.append(
-            Seen(self.path, get("Range"), get("Authorization"), self.server.origin, sent)
-        )
 
 
 def _sibling(path: Path) -> dict[str, Any]:
