@@ -15,7 +15,7 @@ import click
 
 from edgeqwen.cli import failures, output
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.errors import EdgeQwenError
+from edgeqwen.errors import EdgeQwenError, StoreError
 
 
 class _Verb(NamedTuple):
@@ -100,8 +100,8 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         output.note("\ninterrupted")
         return failures.INTERRUPTED
-    except output.OutputClosed:
-        return _reader_gone()
+    except output.OutputFailed as error:
+        return _output_failed(error)
     except Exception as error:  # noqa: BLE001 - the last door: a log for us, a sentence for the person
         return _our_fault(error, invocation)
 
@@ -114,11 +114,14 @@ def _usage(error: click.ClickException) -> int:
     return 2
 
 
-def _reader_gone() -> int:
-    """Whoever read our output has closed the pipe: nothing more can be said there."""
+def _output_failed(error: output.OutputFailed) -> int:
+    """Say so on stderr; nothing more can go to stdout, not even what Python would flush at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    output.note("error: the output was closed before everything was written")
-    return failures.INTERRUPTED
+    if isinstance(error.__cause__, BrokenPipeError):
+        output.note("error: the output was closed before everything was written")
+        return failures.INTERRUPTED
+    output.note(f"error: the output cannot be written: {error}")
+    return failures.EXIT_CODES[StoreError]
 
 
 def _our_fault(error: Exception, invocation: Invocation) -> int:

@@ -10,29 +10,33 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _REDRAW_S = 0.1
 
 
 def prepare() -> None:
-    """Make the standard streams survive text that their encoding cannot show."""
+    """Make the standard streams survive being closed, and text that their encoding cannot show."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open to the end
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
-class OutputClosed(Exception):
-    """Whoever read our stdout is gone. Not an OSError, which click would turn into a silent exit 1."""
+class OutputFailed(Exception):
+    """Stdout takes no more, mostly because its reader is gone; on an OSError click would exit in silence."""
 
 
 def write(text: str) -> None:
-    """Put a piece of data on stdout, at once and as it is. Raises OutputClosed."""
+    """Put a piece of data on stdout, at once and as it is. Raises OutputFailed."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError as error:
-        raise OutputClosed from error
+    except OSError as error:
+        raise OutputFailed(error.strerror) from error
 
 
 def line(text: str = "") -> None:

@@ -88,6 +88,8 @@ def open_header(path: Path) -> GGUFHeader:
     try:
         if path.is_dir():
             raise InvalidInput(f"{path} is a folder; name the .gguf file in it")
+        if path.exists() and not path.is_file():
+            raise InvalidInput(f"{path} is no regular file")  # opening a pipe would wait for ever
         with path.open("rb", buffering=0) as file:
             return read_header(file, path.stat().st_size, path.name)
     except FileNotFoundError as error:

@@ -21,6 +21,7 @@ _DEVICE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
 _RESERVED = frozenset({"partial", "trash"})
+_LONGEST = 4096  # a path may be that long
 _NOISE = re.compile(r"-?(instruct|gguf)(?=-|$)")
 
 
@@ -47,6 +48,8 @@ def parse_ref(text: str) -> ModelRef:
     text = text.strip()
     if not text:
         raise InvalidInput("the model name is empty")
+    if len(text) > _LONGEST or not text.isprintable():
+        raise InvalidInput(f"a model name has at most {_LONGEST} printable characters")
     if text.lower().endswith((".gguf", ".script.json")) and not text.lower().startswith("hf:"):
         return ModelRef(path=Path(text).expanduser())
     if text.lower().startswith("hf:"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -209,6 +210,18 @@ def test_a_closed_pipe_is_no_crash(tmp_path: Path) -> None:
         assert run.wait(20) == 130
     assert "Traceback" not in err
     assert "closed before everything was written" in err
+
+
+@pytest.mark.parametrize(("redirect", "code"), [("<&-", 0), (">&-", 0), ("2>&-", 0), (">/dev/full", 4)])
+def test_streams_that_are_closed_or_full(hello: Path, redirect: str, code: int) -> None:
+    command = shlex.join([*PROGRAM, "run", str(hello), "hi"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {redirect}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert "went wrong inside" not in done.stderr
+    if code:
+        assert is_one_sentence(done.stderr)
 
 
 def test_no_colour_codes_into_pipes(thinker: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -97,6 +98,8 @@ def test_bad_files_are_refused(tmp_path: Path, home: Path) -> None:
     refused(edgeqwen("import", llama), 2, "architecture is llama")
     refused(edgeqwen("import", tmp_path / "gone.gguf"), 2, "no such file")
     refused(edgeqwen("import", tmp_path), 2, "is a folder")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refused(edgeqwen("import", tmp_path / "pipe.gguf"), 2, "no regular file")
     write_model(tmp_path / "cut.gguf", split_tensors=8).unlink()
     refused(edgeqwen("import", tmp_path / "cut-00002-of-00003.gguf"), 2, "one of 3 shards")
     assert not (home / "data").exists()

@@ -31,7 +31,9 @@ def test_refs_are_read(text: str, expected: ModelRef) -> None:
     assert parse_ref(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "   ", "hf:", "hf:Qwen", "hf:a/b/c", "hf:a b/c", "hf:ö/ü"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "a\x1b[31m", "x" * 5000, "hf:", "hf:Qwen", "hf:a/b/c", "hf:a b/c", "hf:ö/ü"]
+)
 def test_what_is_no_ref_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_ref(text)
