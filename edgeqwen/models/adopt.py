@@ -5,43 +5,29 @@ The one door for local files. Knows nothing of networks.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-from filelock import FileLock
 
 from edgeqwen.errors import InvalidGGUF, InvalidInput, StoreError
 from edgeqwen.models.catalogue import Catalogue, CatalogueFile, Model, Variant
+from edgeqwen.models.digest import digest_of
 from edgeqwen.models.facts import ModelFacts, facts_of, open_header
-from edgeqwen.models.ref import is_safe_file_name, is_safe_name, normal_name
-from edgeqwen.models.store import (
-    MANIFEST,
-    Entry,
-    Manifest,
-    ManifestFile,
-    Progress,
-    Store,
-    sha256_of,
-    sync_folder,
-    write_manifest,
+from edgeqwen.models.install import (
+    bring,
+    check_free_name,
+    check_room,
+    find_same,
+    locked,
+    publish,
+    stamped_now,
+    store_error,
 )
+from edgeqwen.models.ref import is_safe_file_name, is_safe_name, normal_name
+from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _QUANT_IN_NAME = re.compile(r"[-_.](?P<quant>(ud-)?(i?q\d[a-z0-9_]*|bf16|fp?16|fp?32|mxfp4))$", re.IGNORECASE)
-_MARGIN = 64 << 20  # bytes left free on the disk
-_FICLONE = 0x40049409  # linux/fs.h
-
-CameBy = Literal["hard link", "reflink", "copy", "move"]
 
 
 @dataclass(frozen=True)
@@ -80,18 +66,17 @@ def adopt(
     """
     found = _inspect(path, catalogue, progress)
     model, quant = _name(found, path)
-    folder = store.root / model / quant
     try:
-        with _locked(store, f"{model}-{quant}"):
-            for entry in store.entries():
-                if [file.sha256 for file in entry.manifest.files] == [file.sha256 for file in found.files]:
-                    return Adopted(entry, is_new=False)
-            manifest = _install(found, folder, store, path, move=move)
+        with locked(store, f"{model}-{quant}"):
+            if entry := find_same(store, found.files):
+                return Adopted(entry, is_new=False)
+            check_free_name(store, model, quant)
+            entry = _install(found, store, (model, quant), path, move=move)
     except OSError as error:
-        raise _store_error(error, folder, found) from error
+        raise store_error(error, store, sum(file.size for file in found.files)) from error
     if move:
         _remove_originals(found)
-    return Adopted(Entry(folder, manifest, is_writable=True), is_new=True)
+    return Adopted(entry, is_new=True)
 
 
 def shards_of(path: Path) -> tuple[Path, ...]:
@@ -147,10 +132,10 @@ def _hash(paths: tuple[Path, ...], progress: Progress) -> tuple[ManifestFile, ..
             progress(base + count, total)
 
         try:
-            digest = sha256_of(path, tell)
+            digests = digest_of(path, tell)
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
-        files.append(ManifestFile(_file_name(path.name), size, digest))
+        files.append(ManifestFile(_file_name(path.name), size, digests.sha256, digests.chunks))
         done += size
     return tuple(files)
 
@@ -166,7 +151,7 @@ def _catalogue_names(
     files: tuple[ManifestFile, ...], known: tuple[CatalogueFile, ...]
 ) -> tuple[ManifestFile, ...]:
     names = {file.sha256: file.name for file in known}
-    return tuple(ManifestFile(names[file.sha256], file.size, file.sha256) for file in files)
+    return tuple(replace(file, name=names[file.sha256]) for file in files)
 
 
 def _name(found: _Found, path: Path) -> tuple[str, str]:
@@ -182,43 +167,36 @@ def _name(found: _Found, path: Path) -> tuple[str, str]:
     return (model if is_safe_name(model) else f"own-{model}"[:64]), quant
 
 
-@contextmanager
-def _locked(store: Store, name: str) -> Iterator[None]:
-    """Let one process at a time install a variant. Raises OSError."""
-    store.partial.mkdir(parents=True, exist_ok=True)
-    lock = store.partial / f"{name}.lock"
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _install(found: _Found, folder: Path, store: Store, path: Path, *, move: bool) -> Manifest:
-    """Place the files and write the manifest, or leave nothing. Raises OSError or StoreError."""
-    model, quant = folder.parts[-2:]
-    if (folder / MANIFEST).exists():
-        message = f"another {model}:{quant} is installed already; remove it first, or rename {path.name}"
-        raise StoreError(message, path=str(folder), cause="name_taken")
+def _install(found: _Found, store: Store, name: tuple[str, str], path: Path, *, move: bool) -> Entry:
+    """Make parts of the files and publish them, or leave nothing. Raises OSError or StoreError."""
+    parts = [store.part(file.sha256) for file in found.files]
+    created, tool = stamped_now()
     try:
-        came_by = _place(found, folder, store)
+        _check_room(found, store)
+        ways = [bring(*three) for three in zip(found.paths, parts, found.files, strict=True)]
         manifest = Manifest(
             layout=1,
-            model=model,
-            quant=quant,
+            model=name[0],
+            quant=name[1],
             files=found.files,
             facts=found.facts,
-            came_by="move" if move else came_by,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            tool=f"edgeqwen {version('edgeqwen')}",
+            came_by="move" if move else ways[0],
+            created=created,
+            tool=tool,
             catalogue_ref=found.known[0].ref if found.known else None,
             source=str(path.absolute()),
         )
-        write_manifest(folder, manifest)
+        return publish(store, manifest)
     except BaseException:  # Ctrl-C as well
-        _clear(folder, found)
+        for part in parts:
+            part.unlink(missing_ok=True)
         raise
-    return manifest
+
+
+def _check_room(found: _Found, store: Store) -> None:
+    """Raise OSError when the files lie on another disk than the store and that one has no room for them."""
+    here = store.partial.stat().st_dev
+    check_room(store, sum(path.stat().st_size for path in found.paths if path.stat().st_dev != here))
 
 
 def _remove_originals(found: _Found) -> None:
@@ -228,89 +206,3 @@ def _remove_originals(found: _Found) -> None:
         except OSError as error:
             message = f"the model is installed, but {source} cannot be removed: {error.strerror}"
             raise StoreError(message, path=str(source), cause="io") from error
-
-
-def _place(found: _Found, folder: Path, store: Store) -> CameBy:
-    """Bring every file under its final name, by the cheapest way the disk offers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    came_by: CameBy = "hard link"
-    for source, file in zip(found.paths, found.files, strict=True):
-        part = store.partial / f"{file.sha256}.part"
-        part.unlink(missing_ok=True)
-        try:
-            came_by = _bring(source, part, file)
-            part.replace(folder / file.name)
-        finally:
-            part.unlink(missing_ok=True)
-    sync_folder(folder)
-    return came_by
-
-
-def _bring(source: Path, part: Path, file: ManifestFile) -> CameBy:
-    for way, name in ((_link, "hard link"), (_reflink, "reflink")):
-        if way(source, part):
-            if part.stat().st_size != file.size:
-                raise StoreError(
-                    f"{source.name} changed while it was read", path=str(source), cause="wrong_digest"
-                )
-            return name  # type: ignore[return-value]
-    free = shutil.disk_usage(part.parent).free
-    if free < file.size + _MARGIN:
-        raise OSError(errno.ENOSPC, f"{file.size:,} bytes needed, {free:,} free")
-    with source.open("rb") as reader, part.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        os.fsync(writer.fileno())
-    if sha256_of(part) != file.sha256:
-        raise StoreError(f"{source.name} changed while it was copied", path=str(source), cause="wrong_digest")
-    part.chmod(0o444)  # a linked file stays as its owner has it
-    return "copy"
-
-
-def _link(source: Path, part: Path) -> bool:
-    """Hard-link, unless the disk, the system or another volume forbids it."""
-    try:
-        os.link(source.resolve(), part)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-            raise
-        return False
-    return True
-
-
-def _reflink(source: Path, part: Path) -> bool:
-    """Clone the file's blocks on file systems that share them (Btrfs, XFS)."""
-    if sys.platform != "linux":
-        return False
-    import fcntl
-
-    try:
-        with source.open("rb") as reader, part.open("wb") as writer:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-    except OSError:
-        part.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _clear(folder: Path, found: _Found) -> None:
-    """Take back what a failed import has placed; an installed entry is never touched here."""
-    try:
-        for file in found.files:
-            (folder / file.name).unlink(missing_ok=True)
-        for empty in (folder, folder.parent):
-            if empty.is_dir() and not any(empty.iterdir()):
-                empty.rmdir()
-    except OSError:
-        return  # without a manifest it is not installed; a rerun takes it over
-
-
-def _store_error(error: OSError, folder: Path, found: _Found) -> StoreError:
-    size = sum(file.size for file in found.files)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message = f"no space left for {size:,} bytes in {folder.parent.parent}"
-        return StoreError(message, path=str(folder), cause="disk_full")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        message = f"no permission to write to {folder.parent.parent}"
-        return StoreError(message, path=str(folder), cause="no_permission")
-    return StoreError(f"cannot write {folder}: {error.strerror or error}", path=str(folder), cause="io")

@@ -6,22 +6,19 @@ part file while it runs; knows no store, no catalogue and no hub.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import queue
 import random
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeqwen.errors import DownloadError
+from edgeqwen.models.digest import Digest, Digests
 from edgeqwen.models.remote import Address, Refused, TryAgain, open_stretch
 
-CHUNK = 16 << 20
-"""Bytes per entry of a file's chunk table."""
 _STRIKES = 6  # tries in a row without a single byte
 _LONGEST_WAIT_S = 30.0
 _MAGIC = b"GGUF"
@@ -49,16 +46,7 @@ class Watch:
     """Waits so many seconds; may raise."""
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """What a finished part file holds."""
-
-    sha256: str
-    chunks: tuple[int, ...]
-    """CRC-32 of each 16 MiB, to find a damaged place again; the sha256 is what counts."""
-
-
-def fetch(wanted: Wanted, addresses: Sequence[Address], part: Path, watch: Watch) -> Fetched:
+def fetch(wanted: Wanted, addresses: Sequence[Address], part: Path, watch: Watch) -> Digests:
     """Complete `part` and return its digests. Blocking.
 
     A part that is there is gone on with. Raises DownloadError, with what was got kept in the part, and
@@ -79,7 +67,7 @@ def fetch(wanted: Wanted, addresses: Sequence[Address], part: Path, watch: Watch
     )
 
 
-def _from_one(wanted: Wanted, address: Address, part: Path, watch: Watch) -> Fetched:
+def _from_one(wanted: Wanted, address: Address, part: Path, watch: Watch) -> Digests:
     """Try one address until the file is whole. Raises Refused."""
     for is_last_try in (False, True):
         with _Part(part, wanted.size) as held:
@@ -128,36 +116,6 @@ def _one_answer(wanted: Wanted, address: Address, part: _Part, watch: Watch) -> 
             watch.on_bytes(part.size)
 
 
-@dataclass
-class Digest:
-    """The two digests of a file, fed in order."""
-
-    _sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
-    _chunks: list[int] = field(default_factory=list)
-    _crc: int = 0
-    _room: int = CHUNK
-
-    def update(self, data: bytes | memoryview) -> None:
-        self._sha256.update(data)
-        view = memoryview(data)
-        while view:
-            piece = view[: self._room]
-            self._crc = zlib.crc32(piece, self._crc)
-            self._room -= len(piece)
-            if self._room == 0:
-                self._close_chunk()
-            view = view[len(piece) :]
-
-    def _close_chunk(self) -> None:
-        self._chunks.append(self._crc)
-        self._crc, self._room = 0, CHUNK
-
-    def finish(self) -> Fetched:
-        if self._room < CHUNK:
-            self._close_chunk()
-        return Fetched(self._sha256.hexdigest(), tuple(self._chunks))
-
-
 class _Part:
     """A growing part file, hashed by a thread of its own so that hashing costs the download no time."""
 
@@ -195,7 +153,7 @@ class _Part:
         self._hasher.join()
         self._start_hashing()
 
-    def finish(self) -> Fetched:
+    def finish(self) -> Digests:
         os.fsync(self._file.fileno())
         self._todo.put(None)
         self._hasher.join()

@@ -10,7 +10,6 @@ Owns the layout, reading and removing. Files come in through adopt.py; knows not
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ import msgspec
 
 from edgeqwen.errors import NotInstalled, StoreError, UnknownModel
 from edgeqwen.models.catalogue import Catalogue, Model
+from edgeqwen.models.digest import digest_of
 from edgeqwen.models.facts import ModelFacts
 from edgeqwen.models.ref import ModelRef, is_safe_file_name, is_safe_name, normal_name
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
-_BLOCK = 1 << 20
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -39,6 +38,8 @@ class ManifestFile:
     name: str
     size: int
     sha256: str
+    chunks: tuple[int, ...] = ()
+    """Chunk table (digest.py); empty where an older version installed it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class Store:
     def partial(self) -> Path:
         """Folder for files on their way in, on the same volume as the rest."""
         return self.root / "partial"
+
+    def part(self, sha256: str) -> Path:
+        """Return where the bytes of a file gather before it has its name."""
+        return self.partial / f"{sha256}.part"
 
     def entries(self) -> list[Entry]:
         """Return everything installed, sorted by name; unfinished folders are not among it."""
@@ -192,7 +197,7 @@ def _problem(file: ManifestFile, path: Path, progress: Callable[[int], None]) ->
         size = path.stat().st_size
         if size != file.size:
             return f"has {size:,} bytes instead of {file.size:,}"
-        digest = sha256_of(path, progress)
+        digest = digest_of(path, progress).sha256
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -202,18 +207,6 @@ def _problem(file: ManifestFile, path: Path, progress: Callable[[int], None]) ->
         if digest == file.sha256
         else f"is damaged: its sha256 is {digest[:12]}…, not {file.sha256[:12]}…"
     )
-
-
-def sha256_of(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """Return the sha256 of a file as hex; `progress` gets bytes read. Blocking. Raises OSError."""
-    digest, done = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            done += count
-            progress(done)
-    return digest.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from edgeqwen.errors import DownloadError
-from edgeqwen.models import download
-from edgeqwen.models.download import Fetched, Wanted, Watch, fetch
+from edgeqwen.models.digest import CHUNK, Digest, Digests
+from edgeqwen.models.download import Wanted, Watch, fetch
 from edgeqwen.models.remote import Address
 from tests.support.hub import REVISION, Hub
 
@@ -49,7 +49,7 @@ class Notes:
         self.watch = Watch(self.held.append, self.troubles.append, self.waits.append)
 
 
-def get(hub: Hub, part: Path, notes: Notes | None = None) -> Fetched:
+def get(hub: Hub, part: Path, notes: Notes | None = None) -> Digests:
     return fetch(WANTED, [address(hub)], part, (notes or Notes()).watch)
 
 
@@ -61,7 +61,7 @@ def test_a_file_comes_with_its_digests(hub: Hub, part: Path) -> None:
     notes = Notes()
     fetched = get(hub, part, notes)
     assert part.read_bytes() == DATA
-    assert fetched == Fetched(WANTED.sha256, (zlib.crc32(DATA),))
+    assert fetched == Digests(WANTED.sha256, (zlib.crc32(DATA),))
     assert notes.held[-1] == len(DATA)
     assert ranges(hub) == [None]
 
@@ -268,11 +268,11 @@ def test_stopping_keeps_every_byte(hub: Hub, part: Path) -> None:
 
 
 def test_chunks_are_cut_at_16_mib() -> None:
-    digest = download.Digest()
-    data = random.Random(1).randbytes(download.CHUNK * 2 + 5)
+    digest = Digest()
+    data = random.Random(1).randbytes(CHUNK * 2 + 5)
     for start in range(0, len(data), 999_983):
         digest.update(data[start : start + 999_983])
-    assert digest.finish() == Fetched(
+    assert digest.finish() == Digests(
         hashlib.sha256(data).hexdigest(),
-        tuple(zlib.crc32(data[n : n + download.CHUNK]) for n in range(0, len(data), download.CHUNK)),
+        tuple(zlib.crc32(data[n : n + CHUNK]) for n in range(0, len(data), CHUNK)),
     )

@@ -17,9 +17,10 @@ import pytest
 from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError, UnknownModel
 from edgeqwen.models.adopt import adopt, shards_of
 from edgeqwen.models.catalogue import Catalogue, CatalogueFile, load_catalogue
+from edgeqwen.models.digest import digest_of
 from edgeqwen.models.locate import locate, read_located
 from edgeqwen.models.ref import parse_ref
-from edgeqwen.models.store import MANIFEST, Store, sha256_of, verify
+from edgeqwen.models.store import MANIFEST, Store, verify
 from edgeqwen.paths import shipped_catalogue
 from tests.support.tiny import write_model
 
@@ -53,7 +54,7 @@ def with_file(catalogue: Catalogue, ref: str, *files: Path) -> Catalogue:
     """Return a catalogue whose model has these very files as its only variant."""
     model = catalogue.models[ref]
     known = tuple(
-        CatalogueFile(f"{ref}-{n}.gguf", f.stat().st_size, sha256_of(f)) for n, f in enumerate(files)
+        CatalogueFile(f"{ref}-{n}.gguf", f.stat().st_size, digest_of(f).sha256) for n, f in enumerate(files)
     )
     variant = replace(model.variants[0], quant=model.default_quant, files=known)
     models = {**catalogue.models, ref: replace(model, variants=(variant,))}
@@ -151,7 +152,7 @@ def test_a_link_is_followed_and_stays(file: Path, store: Store, catalogue: Catal
 def test_a_full_disk_leaves_nothing(
     file: Path, store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeqwen.models.adopt._reflink", lambda *_: False)
+    monkeypatch.setattr("edgeqwen.models.install._reflink", lambda *_: False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
     with pytest.raises(StoreError, match="no space left") as caught:
         adopt(file, store, catalogue)
@@ -170,7 +171,7 @@ def test_a_disk_that_fails_midway_leaves_nothing(
         writer.write(b"half")
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("edgeqwen.models.adopt._reflink", lambda *_: False)
+    monkeypatch.setattr("edgeqwen.models.install._reflink", lambda *_: False)
     monkeypatch.setattr(shutil, "copyfileobj", fail)
     with pytest.raises(StoreError) as caught:
         adopt(file, store, catalogue)

@@ -1,0 +1,158 @@
+"""The last steps into the store, the same for every way in: lock, part files, final names, manifest.
+
+Knows nothing of where the bytes come from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from edgeqwen.errors import StoreError
+from edgeqwen.models.digest import digest_of
+from edgeqwen.models.store import MANIFEST, Entry, Manifest, ManifestFile, Store, sync_folder, write_manifest
+
+_MARGIN = 64 << 20  # bytes left free on the disk
+_FICLONE = 0x40049409  # linux/fs.h
+_ASK_AGAIN_S = 0.3
+
+Way = Literal["hard link", "reflink", "copy"]
+
+
+@contextmanager
+def locked(store: Store, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let one process at a time work on a variant; calls `on_wait` while another does. Raises OSError."""
+    store.partial.mkdir(parents=True, exist_ok=True)
+    path = store.partial / f"{name}.lock"
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=_ASK_AGAIN_S)
+            break
+        except Timeout:
+            on_wait()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def find_same(store: Store, files: Sequence[ManifestFile]) -> Entry | None:
+    """Return the entry that holds these very bytes, under whatever name."""
+    wanted = [file.sha256 for file in files]
+    return next(
+        (entry for entry in store.entries() if [file.sha256 for file in entry.manifest.files] == wanted), None
+    )
+
+
+def check_free_name(store: Store, model: str, quant: str) -> None:
+    """Raise StoreError when other bytes are installed under a name."""
+    folder = store.root / model / quant
+    if (folder / MANIFEST).exists():
+        message = f"another {model}:{quant} is installed already; remove it first, or rename the file"
+        raise StoreError(message, path=str(folder), cause="name_taken")
+
+
+def check_room(store: Store, n_bytes: int) -> None:
+    """Raise OSError when the store's disk has no room for so many bytes more."""
+    free = shutil.disk_usage(store.partial).free
+    if free < n_bytes + _MARGIN:
+        raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes needed, {free:,} free")
+
+
+def publish(store: Store, manifest: Manifest) -> Entry:
+    """Give the part files of a manifest their final names and write it. Raises OSError.
+
+    When that fails the files are parts again, and nothing counts as installed.
+    """
+    folder = store.root / manifest.model / manifest.quant
+    placed: list[ManifestFile] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in manifest.files:
+            placed.append(file)
+            store.part(file.sha256).replace(folder / file.name)
+            store.part(file.sha256).unlink(missing_ok=True)  # rename leaves it where both are one file
+        sync_folder(folder)
+        write_manifest(folder, manifest)
+    except BaseException:  # Ctrl-C as well
+        for file in placed:
+            with suppress(OSError):
+                (folder / file.name).replace(store.part(file.sha256))
+        with suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
+    return Entry(folder, manifest, is_writable=True)
+
+
+def bring(source: Path, part: Path, file: ManifestFile) -> Way:
+    """Make a part file of a local one by the cheapest way the disk offers. Raises OSError or StoreError."""
+    part.unlink(missing_ok=True)
+    ways: tuple[tuple[Way, Callable[[Path, Path], bool]], ...] = (("hard link", _link), ("reflink", _reflink))
+    way = next((name for name, attempt in ways if attempt(source, part)), None)
+    if way is not None:
+        if part.stat().st_size != file.size:
+            message = f"{source.name} changed while it was read"
+            raise StoreError(message, path=str(source), cause="wrong_digest")
+        return way
+    with source.open("rb") as reader, part.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+    if digest_of(part).sha256 != file.sha256:
+        raise StoreError(f"{source.name} changed while it was copied", path=str(source), cause="wrong_digest")
+    part.chmod(0o444)  # a linked file stays as its owner has it
+    return "copy"
+
+
+def stamped_now() -> tuple[str, str]:
+    """Return what a manifest says of its making: the time, and the program."""
+    return datetime.now(UTC).isoformat(timespec="seconds"), f"edgeqwen {version('edgeqwen')}"
+
+
+def store_error(error: OSError, store: Store, size: int) -> StoreError:
+    """Say what a failing disk means. `size` is what was to be written, in bytes."""
+    where = str(store.root)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"no space left for {size:,} bytes in {where}", path=where, cause="disk_full")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(f"no permission to write to {where}", path=where, cause="no_permission")
+    return StoreError(f"cannot write {where}: {error.strerror or error}", path=where, cause="io")
+
+
+def _link(source: Path, part: Path) -> bool:
+    """Hard-link, unless the disk, the system or another volume forbids it."""
+    try:
+        os.link(source.resolve(), part)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+def _reflink(source: Path, part: Path) -> bool:
+    """Clone the file's blocks on file systems that share them (Btrfs, XFS)."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        with source.open("rb") as reader, part.open("wb") as writer:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        return False
+    return True
