@@ -36,11 +36,20 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class PullConfig:
+    """Where `pull` gets its bytes."""
+
+    sources: tuple[str, ...] = ("https://huggingface.co", "https://modelscope.cn")
+    """Web addresses of hubs and mirrors, and folders, in the order they are tried. HF_ENDPOINT goes first."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything in config.toml."""
 
     store: StoreConfig = field(default_factory=StoreConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    pull: PullConfig = field(default_factory=PullConfig)
 
 
 def load(path: Path) -> Config:

@@ -60,11 +60,8 @@ def report(error: errors.EdgeQwenError, *, as_json: bool) -> int:
 
 def _not_installed(error: Any) -> str:  # noqa: ANN401 - each hint knows its own error
     if error.download_bytes is None:
-        return "`edgeqwen list` shows what is installed; `edgeqwen import PATH` brings in a GGUF file"
-    size = size_text(error.download_bytes)
-    return (
-        f"get its GGUF file ({size}), which `edgeqwen show {error.ref}` names, and run `edgeqwen import PATH`"
-    )
+        return "`edgeqwen list` shows what is installed; `edgeqwen pull` and `import` bring models in"
+    return f"`edgeqwen pull {error.ref}` downloads it ({size_text(error.download_bytes)})"
 
 
 def _store(error: Any) -> str | None:  # noqa: ANN401

@@ -29,6 +29,7 @@ VERBS = {
     "run": _Verb("run:run", "Talk to a model, or get one answer."),
     "list": _Verb("models:list_models", "List the models that are installed."),
     "show": _Verb("models:show", "Show what is known of a model."),
+    "pull": _Verb("pull:pull", "Download a model, or take it from where it is already."),
     "import": _Verb("models:import_model", "Take a GGUF file from this machine into the store."),
     "verify": _Verb("models:verify_models", "Hash installed files again and name the damaged ones."),
     "rm": _Verb("models:rm", "Remove installed models."),
@@ -63,7 +64,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
-_BEGIN = "Begin with `edgeqwen import FILE.gguf`, then `edgeqwen run NAME`."
+_BEGIN = "Begin with `edgeqwen pull qwen3-0.6b`, then `edgeqwen run qwen3-0.6b`."
 
 
 @click.group(cls=_Verbs, invoke_without_command=True, epilog=_BEGIN)

@@ -16,8 +16,12 @@ from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput, NotInstalled
 from edgeqwen.models import store as stores
 from edgeqwen.models.adopt import adopt
+from edgeqwen.models.download import Watch
 from edgeqwen.models.locate import locate
+from edgeqwen.models.pull import origins_of
 from edgeqwen.models.ref import parse_ref
+from edgeqwen.models.repair import repair
+from edgeqwen.models.sources import user_sources
 from edgeqwen.models.store import Entry
 
 
@@ -77,7 +81,7 @@ def list_models(invocation: Invocation, everything: bool) -> None:
     else:
         output.note("no model is installed yet")
         output.note(
-            "\nhint: bring one in with `edgeqwen import PATH`; `edgeqwen list --all` shows what is known"
+            "\nhint: `edgeqwen list --all` shows what `edgeqwen pull` can get; `edgeqwen import` takes a file"
         )
 
 
@@ -106,10 +110,14 @@ def show(invocation: Invocation, ref: str) -> None:
 @click.command("verify")
 @click.argument("ref", required=False)
 @click.option("--all", "everything", is_flag=True, help="Check every installed model.")
+@click.option("--repair", "repairs", is_flag=True, help="Download the damaged places again.")
 @json_option
 @click.pass_obj
-def verify_models(invocation: Invocation, ref: str | None, everything: bool) -> int:
-    """Hash installed files again and name the damaged ones."""
+def verify_models(invocation: Invocation, ref: str | None, everything: bool, repairs: bool) -> int:
+    """Hash installed files again and name the damaged ones.
+
+    With --repair, only the chunks of 16 MiB that are wrong are downloaded.
+    """
     if (ref is None) != everything:
         raise InvalidInput("name a model or give `--all`, one of the two")
     store = invocation.store
@@ -117,20 +125,24 @@ def verify_models(invocation: Invocation, ref: str | None, everything: bool) -> 
     problems = [
         {"path": str(path), "problem": "cannot be read"} for path in store.broken_manifests() if not ref
     ]
-    n_files = 0
+    n_files, repaired = 0, []
     for entry in entries:
         for check in _verify(entry):
             n_files += 1
-            if check.problem:
+            if check.problem and repairs:
+                repaired.append({"path": str(check.path), **_repair(invocation, entry, check.path)})
+            elif check.problem:
                 problems.append({"path": str(check.path), "problem": check.problem})
             if not invocation.as_json:
-                output.line(f"{'damaged' if check.problem else 'ok':8}{entry.ref}  {check.path.name}")
+                output.line(f"{_verdict(check, repairs=repairs):9}{entry.ref}  {check.path.name}")
     if invocation.as_json:
-        output.document({"files": n_files, "problems": problems})
+        output.document({"files": n_files, "problems": problems, "repaired": repaired})
     for problem in problems:
         output.note(f"error: {problem['path']} {problem['problem']}")
     if problems:
-        output.note("\nhint: remove the model with `edgeqwen rm` and import a good copy")
+        output.note(
+            "\nhint: `--repair` downloads the damaged places again; or `edgeqwen rm` and import a good copy"
+        )
     return 4 if problems else 0
 
 
@@ -158,6 +170,25 @@ def rm(invocation: Invocation, refs: tuple[str, ...], yes: bool) -> None:
         return
     for ref, n_bytes in freed.items():
         output.note(f"removed {ref}, {size_text(n_bytes)} freed")
+
+
+def _verdict(check: stores.FileCheck, *, repairs: bool) -> str:
+    if check.problem is None:
+        return "ok"
+    return "repaired" if repairs else "damaged"
+
+
+def _repair(invocation: Invocation, entry: Entry, path: Path) -> dict[str, int]:
+    """Make one file right again and say what it took. Raises StoreError or DownloadError."""
+    origins = origins_of(entry, invocation.catalogue)
+    index = entry.paths().index(path)
+    file = entry.manifest.files[index]
+    sources = user_sources(invocation.config.pull.sources)
+    with output.Status() as status:
+        watch = Watch(lambda held: status.share(f"repairing {path.name}", held, file.size), output.note)
+        fetched = repair(entry, file, origins[index], invocation.store, sources, watch)
+    output.note(f"repaired {path.name}; {size_text(fetched)} were downloaded")
+    return {"downloaded_bytes": fetched}
 
 
 def _verify(entry: Entry) -> Iterator[stores.FileCheck]:

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeqwen.errors import InvalidGGUF, InvalidInput, StoreError
+from edgeqwen.errors import InvalidInput, StoreError
 from edgeqwen.models.catalogue import Catalogue, CatalogueFile, Model, Variant
 from edgeqwen.models.digest import digest_of
-from edgeqwen.models.facts import ModelFacts, facts_of, open_header
+from edgeqwen.models.facts import ModelFacts, read_model
 from edgeqwen.models.install import (
     bring,
     check_free_name,
@@ -100,20 +100,7 @@ def _inspect(path: Path, catalogue: Catalogue, progress: Progress) -> _Found:
     if not path.exists():
         raise InvalidInput(f"no such file: {path}")
     paths = shards_of(path)
-    headers = [open_header(shard) for shard in paths]
-    facts = facts_of(headers[0], paths[0].name)
-    if facts.split_count != len(paths):
-        raise InvalidInput(
-            f"{path.name} is one of {facts.split_count} shards; keep their original names together"
-        )
-    for number, (shard, header) in enumerate(zip(paths, headers, strict=True)):
-        if len(paths) > 1 and header.metadata.get("split.no") != number:
-            reason = f"its name says shard {number + 1}, its header does not"
-            raise InvalidGGUF(f"{shard.name} cannot be used: {reason}", path=str(shard), reason=reason)
-    tensors = sum(len(header.tensors) for header in headers)
-    total_tensors = headers[0].metadata.get("split.tensors.count", tensors)
-    if len(paths) > 1 and total_tensors != tensors:
-        raise InvalidInput(f"the shards of {path.name} hold {tensors} tensors instead of {total_tensors}")
+    facts = read_model(paths)
     hashed = _hash(paths, progress)
     hits = [catalogue.recognise(file.size, file.sha256) for file in hashed]
     known = hits[0][:2] if hits[0] and all(hit and hit[1] is hits[0][1] for hit in hits) else None

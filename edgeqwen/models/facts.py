@@ -79,11 +79,34 @@ def kv_bytes(facts: ModelFacts, n_ctx: int, kv_type: str = "f16") -> int:
 
 def read_facts(path: Path) -> ModelFacts:
     """Scan a model file, or the first of its shards. Blocking. Raises InvalidGGUF or InvalidInput."""
-    header = open_header(path)
-    return facts_of(header, path.name)
+    return facts_of(open_header(path), path.name)
 
 
-def open_header(path: Path) -> GGUFHeader:
+def read_model(paths: Sequence[Path], names: Sequence[str] | None = None) -> ModelFacts:
+    """Scan a model file, or all its shards in order, and check that they belong together. Blocking.
+
+    `names` are those to call the files by. Raises InvalidGGUF or InvalidInput.
+    """
+    names = [path.name for path in paths] if names is None else names
+    headers = [open_header(path, name) for path, name in zip(paths, names, strict=True)]
+    facts = facts_of(headers[0], names[0])
+    if facts.split_count != len(headers):
+        message = f"{names[0]} is one of {facts.split_count} shards; keep their original names together"
+        raise InvalidInput(message)
+    if len(headers) == 1:
+        return facts
+    for number, (name, header) in enumerate(zip(names, headers, strict=True)):
+        if header.metadata.get("split.no") != number:
+            reason = f"its name says shard {number + 1}, its header does not"
+            raise InvalidGGUF(f"{name} cannot be used: {reason}", path=name, reason=reason)
+    n_tensors = sum(len(header.tensors) for header in headers)
+    expected = headers[0].metadata.get("split.tensors.count", n_tensors)
+    if expected != n_tensors:
+        raise InvalidInput(f"the shards of {names[0]} hold {n_tensors} tensors instead of {expected}")
+    return facts
+
+
+def open_header(path: Path, name: str | None = None) -> GGUFHeader:
     """Read the header of a file. Raises InvalidInput when it cannot be read, InvalidGGUF when it is wrong."""
     try:
         if path.is_dir():
@@ -91,7 +114,7 @@ def open_header(path: Path) -> GGUFHeader:
         if path.exists() and not path.is_file():
             raise InvalidInput(f"{path} is no regular file")  # opening a pipe would wait for ever
         with path.open("rb", buffering=0) as file:
-            return read_header(file, path.stat().st_size, path.name)
+            return read_header(file, path.stat().st_size, name or path.name)
     except FileNotFoundError as error:
         raise InvalidInput(f"no such file: {path}") from error
     except PermissionError as error:

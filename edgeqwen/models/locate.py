@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeqwen.errors import InvalidInput, StoreError
 from edgeqwen.models.adopt import shards_of
 from edgeqwen.models.catalogue import Catalogue, Model
-from edgeqwen.models.facts import ModelFacts, facts_of, open_header
+from edgeqwen.models.facts import ModelFacts, read_model
 from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.store import Entry, Store
 
@@ -48,12 +48,7 @@ def locate(text: str, store: Store, catalogue: Catalogue) -> Located:
 
 def read_located(located: Located) -> ModelFacts:
     """Scan the header of every file. Blocking, 0.1 s per file. Raises InvalidInput or InvalidGGUF."""
-    headers = [open_header(path) for path in located.paths]
-    facts = facts_of(headers[0], located.paths[0].name)
-    if facts.split_count != len(headers):
-        message = f"{located.paths[0].name} is one of {facts.split_count} shards; keep their names together"
-        raise InvalidInput(message)
-    return facts
+    return read_model(located.paths)
 
 
 def _locate_path(path: Path, catalogue: Catalogue) -> Located:

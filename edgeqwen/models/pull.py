@@ -1,0 +1,188 @@
+"""Gets a model of the catalogue into the store: found on this machine or downloaded, checked, published.
+
+Asks nobody and prints nothing; a front end shows the plan, asks, and watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError
+from edgeqwen.models.catalogue import Catalogue, Model, Variant
+from edgeqwen.models.digest import digest_of
+from edgeqwen.models.download import Wanted, Watch, fetch
+from edgeqwen.models.facts import read_model
+from edgeqwen.models.install import (
+    bring,
+    check_free_name,
+    check_room,
+    find_same,
+    locked,
+    publish,
+    stamped_now,
+    store_error,
+)
+from edgeqwen.models.ref import ModelRef
+from edgeqwen.models.sources import Origin, Sources
+from edgeqwen.models.store import Entry, Manifest, ManifestFile, Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pull would do."""
+
+    model: str
+    quant: str
+    origins: tuple[Origin, ...]
+    """One per file, shards in order."""
+    licence: str
+    catalogue_ref: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.model}:{self.quant}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(origin.size for origin in self.origins)
+
+    def n_held(self, store: Store) -> int:
+        """Return the bytes that earlier tries have left."""
+        return sum(min(_size(store, origin), origin.size) for origin in self.origins)
+
+
+@dataclass
+class PullWatch:
+    """What a pull tells while it runs. Each may raise to stop it; what was got stays."""
+
+    on_bytes: Callable[[int, int], None] = lambda done, total: None
+    """Bytes held and bytes in all, of all files."""
+    on_trouble: Callable[[str], None] = lambda sentence: None
+    on_found: Callable[[str], None] = lambda path: None
+    """Gets the path of a file that was on this machine already."""
+    on_wait: Callable[[int, int], None] = lambda done, total: None
+    """Called while another process pulls the same model, with what that one has."""
+    downloaded: int = field(default=0, init=False)
+    """Bytes that came over the network, repeats included."""
+
+
+def plan_pull(ref: ModelRef, catalogue: Catalogue) -> Plan:
+    """Return what a ref of the catalogue means. Raises UnknownModel, NotInstalled, InvalidInput."""
+    if ref.model is None:
+        raise InvalidInput(f"{ref} is not a model of the catalogue; `edgeqwen list --all` shows them")
+    model = catalogue.find(ref)
+    variant = _variant(model, ref)
+    repo, revision = variant.repo or model.repo, variant.revision or model.revision
+    origins = tuple(Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files)
+    return Plan(model.ref, variant.quant, origins, model.licence, model.ref)
+
+
+def _variant(model: Model, ref: ModelRef) -> Variant:
+    wanted = None if ref.quant and model.ref.endswith(f"-{ref.quant}") else ref.quant
+    variant = model.variant(wanted or model.default_quant)
+    if variant is None:
+        have = ", ".join(dict.fromkeys(variant.quant for variant in model.variants))
+        raise NotInstalled(f"{model.ref} does not come as {wanted}; there is {have}", ref=str(ref))
+    return variant
+
+
+def pull(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
+    """Bring a plan's files into the store and return the entry. Blocking; goes on where others stopped.
+
+    Raises DownloadError, StoreError or InvalidGGUF; the parts that were got stay for the next try.
+    """
+    wanted = [ManifestFile(origin.name, origin.size, origin.sha256) for origin in plan.origins]
+
+    def on_wait() -> None:
+        watch.on_wait(plan.n_held(store), plan.size)
+
+    try:
+        with locked(store, f"{plan.model}-{plan.quant}", on_wait):
+            if entry := find_same(store, wanted):
+                return entry
+            check_free_name(store, plan.model, plan.quant)
+            check_room(store, plan.size - plan.n_held(store))
+            return _install(plan, store, sources, watch)
+    except OSError as error:
+        raise store_error(error, store, plan.size) from error
+
+
+def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
+    files: list[ManifestFile] = []
+    for origin in plan.origins:
+        base = sum(file.size for file in files)
+        files.append(_get(origin, store, sources, watch, base=base, total=plan.size))
+    parts = [store.part(file.sha256) for file in files]
+    try:
+        facts = read_model(parts, [file.name for file in files])
+    except InvalidGGUF:
+        for part in parts:  # the right bytes, and no model: keeping them helps nobody
+            part.unlink()
+        raise
+    created, tool = stamped_now()
+    first = plan.origins[0]
+    manifest = Manifest(
+        layout=1,
+        model=plan.model,
+        quant=plan.quant,
+        files=tuple(files),
+        facts=facts,
+        came_by="download",
+        created=created,
+        tool=tool,
+        catalogue_ref=plan.catalogue_ref,
+        source=f"hf:{first.repo}@{first.revision}",
+    )
+    entry = publish(store, manifest)
+    for path in entry.paths():
+        with suppress(OSError):
+            path.chmod(0o444)
+    return entry
+
+
+def _get(
+    origin: Origin, store: Store, sources: Sources, watch: PullWatch, *, base: int, total: int
+) -> ManifestFile:
+    """Complete the part of one file, from this machine or from the network."""
+    part = store.part(origin.sha256)
+    file = ManifestFile(origin.name, origin.size, origin.sha256)
+    if not part.exists():
+        for path in sources.local_files(origin):
+            digests = digest_of(path, lambda done: watch.on_bytes(base + done, total))
+            if digests.sha256 == origin.sha256:
+                bring(path, part, file)
+                watch.on_found(str(path))
+                return ManifestFile(origin.name, origin.size, origin.sha256, digests.chunks)
+    held = [_size(store, origin)]
+
+    def on_bytes(size: int) -> None:
+        watch.downloaded += max(0, size - held[0])
+        held[0] = size
+        watch.on_bytes(base + size, total)
+
+    wanted = Wanted(origin.name, origin.size, origin.sha256)
+    digests = fetch(wanted, sources.addresses(origin), part, Watch(on_bytes, watch.on_trouble))
+    return ManifestFile(origin.name, origin.size, origin.sha256, digests.chunks)
+
+
+def _size(store: Store, origin: Origin) -> int:
+    try:
+        return store.part(origin.sha256).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def origins_of(entry: Entry, catalogue: Catalogue) -> Sequence[Origin]:
+    """Return where an installed entry's files may be had again. Raises StoreError when nobody knows."""
+    model = catalogue.models.get(entry.manifest.catalogue_ref or "")
+    variants = model.variants if model else ()
+    hashes = [file.sha256 for file in entry.manifest.files]
+    for variant in variants:
+        if model and [file.sha256 for file in variant.files] == hashes:
+            repo, revision = variant.repo or model.repo, variant.revision or model.revision
+            return [Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files]
+    message = f"{entry.ref} is not a model of the catalogue, so there is nowhere to get its bytes from"
+    raise StoreError(message, path=str(entry.folder), cause="missing_file")

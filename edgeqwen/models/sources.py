@@ -1,0 +1,111 @@
+"""Where the bytes of a known file may be: hubs, mirrors, folders, and what other programs have here.
+
+Makes addresses and candidates; opens no connection and believes none of them: size and sha256 decide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from edgeqwen.errors import InvalidConfig
+from edgeqwen.models.remote import Address
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a publisher has a file."""
+
+    repo: str
+    """owner/name on a hub."""
+    revision: str
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The places to look, in order."""
+
+    hubs: tuple[str, ...]
+    """Web addresses."""
+    folders: tuple[Path, ...]
+    token: str | None = None
+    """For the first hub alone."""
+
+    def addresses(self, origin: Origin) -> list[Address]:
+        """Return where a file may be downloaded."""
+        return [
+            Address(_address(hub, origin), self.token if hub == self.hubs[0] else None) for hub in self.hubs
+        ]
+
+    def local_files(self, origin: Origin) -> Iterator[Path]:
+        """Yield files on this machine that have the right size, likeliest first."""
+        for path in self._candidates(origin):
+            try:
+                if path.is_file() and path.stat().st_size == origin.size:
+                    yield path
+            except OSError:
+                continue
+
+    def _candidates(self, origin: Origin) -> Iterator[Path]:
+        home = Path.home()
+        for folder in self.folders:
+            yield folder / origin.name
+            yield folder / f"{origin.sha256}.gguf"
+            yield from _quietly(folder, f"*/*/{origin.name}")
+        ollama = Path(os.environ.get("OLLAMA_MODELS") or home / ".ollama/models")
+        for folder in (ollama, Path("/usr/share/ollama/.ollama/models")):
+            yield folder / "blobs" / f"sha256-{origin.sha256}"
+        cache = Path(os.environ.get("HF_HUB_CACHE") or _hf_home() / "hub")
+        yield from _quietly(cache, f"models--*/blobs/{origin.sha256}")
+        for folder in (home / ".lmstudio/models", home / ".cache/lm-studio/models"):
+            yield from _quietly(folder, "*/*/*.gguf")
+
+
+def user_sources(configured: Sequence[str]) -> Sources:
+    """Return the places of the settings, with HF_ENDPOINT first and HF_TOKEN. Raises InvalidConfig."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    hubs, folders = [endpoint.rstrip("/")] if endpoint else [], []
+    for source in configured:
+        scheme = urlsplit(source).scheme
+        if scheme in ("http", "https"):
+            hubs.append(source.rstrip("/"))
+        elif len(scheme) > 1:  # one letter is a drive
+            message = f"pull.sources: {source} is neither a web address nor a folder"
+            raise InvalidConfig(message, key="pull.sources")
+        else:
+            folders.append(Path(source).expanduser())
+    return Sources(tuple(dict.fromkeys(hubs)), tuple(folders), _token())
+
+
+def _address(hub: str, origin: Origin) -> str:
+    repo, name = quote(origin.repo), quote(origin.name)
+    if "modelscope" in (urlsplit(hub).hostname or ""):
+        return f"{hub}/models/{repo}/resolve/master/{name}"
+    return f"{hub}/{repo}/resolve/{quote(origin.revision)}/{name}"
+
+
+def _token() -> str | None:
+    """Return the hub token as huggingface_hub keeps it: HF_TOKEN, else its file."""
+    if token := os.environ.get("HF_TOKEN"):
+        return token.strip()
+    try:
+        return (_hf_home() / "token").read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _hf_home() -> Path:
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+
+
+def _quietly(folder: Path, pattern: str) -> Iterator[Path]:
+    try:
+        yield from sorted(folder.glob(pattern))
+    except OSError:
+        return
