@@ -33,6 +33,7 @@ VERBS = {
     "import": _Verb("models:import_model", "Take a GGUF file from this machine into the store."),
     "verify": _Verb("models:verify_models", "Hash installed files again and name the damaged ones."),
     "rm": _Verb("models:rm", "Remove installed models."),
+    "fit": _Verb("fit:fit", "Say what fits into this machine's memory."),
     "config": _Verb("config:config", "Read and change settings."),
 }
 

@@ -15,6 +15,7 @@ from edgeqwen.cli.options import json_option, yes_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput
 from edgeqwen.machine.memory import available_bytes
+from edgeqwen.models.fit import estimate, facts_from_catalogue
 from edgeqwen.models.install import find_same
 from edgeqwen.models.pull import Plan, PullWatch, plan_pull
 from edgeqwen.models.pull import pull as pull_model
@@ -22,6 +23,7 @@ from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.sources import user_sources
 from edgeqwen.models.store import ManifestFile
 
+_LEAST_CONTEXT = 2048
 _WINDOW_S = 8.0  # the rate is that of the last seconds
 _LINE_EVERY_S = 10.0
 _EVENT_EVERY_S = 1.0
@@ -77,10 +79,15 @@ def _tell_plan(invocation: Invocation, plan: Plan, n_held: int) -> None:
     licence = invocation.catalogue.licences[plan.licence]
     kept = f", of which {size_text(n_held)} are here already" if n_held else ""
     output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: {licence.name}")
+    model = invocation.catalogue.models[plan.catalogue_ref]
+    variant = model.variant(plan.quant)
+    assert variant is not None
+    needed = estimate(facts_from_catalogue(model, variant), _LEAST_CONTEXT).total
     available = available_bytes()
-    if plan.size > available:
+    if needed > available:
         output.note(
-            f"note: this model does not fit into the {size_text(available)} of memory that are free now"
+            f"note: it needs about {size_text(needed)} of memory and {size_text(available)} are available; "
+            "`edgeqwen fit` shows what fits"
         )
 
 

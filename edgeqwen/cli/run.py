@@ -46,6 +46,9 @@ _QUIET_S = 2.0
     "--stop", multiple=True, metavar="TEXT", help="End the answer where this text would come; repeatable."
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(16), help="Context in tokens.")
+@click.option(
+    "--kv", "kv_type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", help="Type of the KV cache."
+)
 @click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads.")
 @json_option
 @click.pass_obj
@@ -82,6 +85,7 @@ def _talk_options(options: dict[str, Any]) -> TalkOptions:
         think=options["think"],
         n_ctx=options["n_ctx"],
         n_threads=options["n_threads"],
+        kv_type=options["kv_type"],
         sampler=sampler,
     )
 

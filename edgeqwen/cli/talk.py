@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from edgeqwen.chat.conversation import Conversation
 from edgeqwen.chat.sampling import plan_turns
@@ -41,6 +41,7 @@ class TalkOptions:
     think: bool | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     sampler: dict[str, Any] = field(default_factory=dict)
     """Fields of SamplerParams."""
 
@@ -175,6 +176,7 @@ class Talk:
             engine="scripted" if self._located.is_script else "llama",
             n_ctx=n_ctx,
             n_threads=self._n_threads,
+            kv_type=self._options.kv_type,
         )
 
     def _tell_template(self, facts: ModelFacts) -> None:

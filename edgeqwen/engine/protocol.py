@@ -34,6 +34,8 @@ class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
     n_batch: int = 512
     """Most tokens evaluated in one step."""
     n_threads: int = 1
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    """How keys and values are kept; the smaller ones cost a little quality."""
     n_gpu_layers: int = -1
     """Layers on the GPU, where the build has one; -1 is all."""
 

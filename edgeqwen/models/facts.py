@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeqwen.errors import InvalidGGUF, InvalidInput
-from edgeqwen.models.gguf import GGUFHeader, Value, read_header
+from edgeqwen.models.gguf import TENSOR_TYPES, GGUFHeader, TensorInfo, Value, read_header
 from edgeqwen.text import clean_line
 
 ARCHITECTURES = frozenset(
@@ -60,6 +60,10 @@ class ModelFacts:
     licence: str | None
     split_count: int
     """Shards the model comes in; 1 for a single file."""
+    n_ff: int = 0
+    """Width of the feed-forward layers; of all active experts in a mixture. 0: the file does not say."""
+    repacked_bytes: int = 0
+    """Bytes of tensors that llama.cpp keeps a second, rearranged copy of on most CPUs."""
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Return the bytes of KV cache one token takes, with keys and values of `kv_type`."""
@@ -162,6 +166,8 @@ class _Check:
             template_sha256=self._template(),
             licence=self._text("general.license"),
             split_count=self._split_count(),
+            n_ff=self._n_ff(),
+            repacked_bytes=sum(tensor.n_bytes for tensor in self._header.tensors if _is_repacked(tensor)),
         )
 
     def _architecture(self) -> None:
@@ -244,6 +250,16 @@ class _Check:
             if not any(name.startswith(f"blk.{n_layers - 1}.") for name in tensors):
                 raise self.refuse(f"it says it has {n_layers} blocks, but block {n_layers} is missing")
 
+    def _n_ff(self) -> int:
+        value = self._meta.get(f"{self._arch}.feed_forward_length", 0)
+        expert = self._meta.get(f"{self._arch}.expert_feed_forward_length")
+        used = self._meta.get(f"{self._arch}.expert_used_count")
+        if isinstance(expert, int) and isinstance(used, int):
+            value = expert * used
+        if isinstance(value, tuple):
+            value = max(value, default=0)
+        return value if type(value) is int and 0 <= value <= 1 << 20 else 0
+
     def _template(self) -> str | None:
         template = self._meta.get("tokenizer.chat_template")
         if template is None:
@@ -287,6 +303,12 @@ class _Check:
         if len(value) < n_layers:
             raise self.refuse(f"its {key} lists {len(value)} layers instead of {n_layers}")
         return [self._bounded(key, item, low, 1024) for item in value]
+
+
+def _is_repacked(tensor: TensorInfo) -> bool:
+    """Say whether the CPU backend rearranges a tensor. Source: ggml-cpu/repack.cpp, for AVX2 and dotprod."""
+    is_matrix = len(tensor.dims) > 1 and tensor.dims[1] % 8 == 0 and tensor.name != "token_embd.weight"
+    return is_matrix and TENSOR_TYPES[tensor.kind][0] in ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL")
 
 
 def _plus_one(number: Value) -> str:

@@ -1,14 +1,24 @@
-"""Says what fits into memory. Pure arithmetic over facts; measures nothing."""
+"""Says what a model takes in memory and whether that fits. Pure arithmetic over facts; measures nothing."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from edgeqwen.models.catalogue import Model, Variant
 from edgeqwen.models.facts import ModelFacts, kv_bytes
 
 DEFAULT_CONTEXT = 8192
 _SMALLEST_DEFAULT = 2048
 _KV_SHARE = 4  # at most a quarter of the memory goes to the cache unless asked for
+_TIGHT = 0.8  # of the available memory; above it the system has little left for anything else
+_N_BATCH = 512
+# The worker without a model, and llama.cpp's vocabulary per token: measured with a vocabulary of 261 and of
+# 151,936 tokens on Linux x86-64 (38 MB and 88 MB in all, 2026-11).
+_PROCESS_BYTES = 38_000_000
+_VOCABULARY_BYTES = 331
+
+Verdict = Literal["fits", "tight", "no"]
 
 
 class ContextChoice(NamedTuple):
@@ -28,3 +38,76 @@ def choose_context(facts: ModelFacts, available_bytes: int) -> ContextChoice:
     while n_ctx // 2 >= _SMALLEST_DEFAULT and kv_bytes(facts, n_ctx) * _KV_SHARE > available_bytes:
         n_ctx //= 2
     return ContextChoice(n_ctx, n_ctx < wanted)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The worker's resident memory while it answers, in bytes, by what takes it."""
+
+    weights: int
+    """The file's tensors, which the system reads in as they are used."""
+    repacked: int
+    """Second copies that the CPU computes faster with."""
+    kv_cache: int
+    """Keys and values of one slot, and the state of hybrid models."""
+    compute: int
+    """Scratch space of one batch."""
+    process: int
+    """Python, the library and the vocabulary."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.repacked + self.kv_cache + self.compute + self.process
+
+
+def estimate(facts: ModelFacts, n_ctx: int, kv_type: str = "f16") -> Estimate:
+    """Return what a model takes on the CPU with one slot of `n_ctx` tokens. Raises InvalidInput.
+
+    Scratch space: n_batch * 4 * (3 * n_ff + 4 * n_embd) bytes of activations and 2 * n_batch * n_ctx of
+    attention mask; the factors are those of llama.cpp's own report for Qwen2.5 0.5B and 1.5B (2026-11).
+    """
+    n_ff = facts.n_ff or 4 * facts.n_embd
+    n_batch = min(_N_BATCH, -(-n_ctx // 256) * 256)
+    return Estimate(
+        weights=facts.weights_bytes,
+        repacked=facts.repacked_bytes,
+        kv_cache=kv_bytes(facts, n_ctx, kv_type),
+        compute=n_batch * 4 * (3 * n_ff + 4 * facts.n_embd) + 2 * n_batch * n_ctx,
+        process=_PROCESS_BYTES + _VOCABULARY_BYTES * facts.n_vocab,
+    )
+
+
+def verdict(total: int, available_bytes: int) -> Verdict:
+    """Say whether so many bytes fit into those available: `tight` above four fifths of them."""
+    if total > available_bytes:
+        return "no"
+    return "tight" if total > _TIGHT * available_bytes else "fits"
+
+
+def facts_from_catalogue(model: Model, variant: Variant) -> ModelFacts:
+    """Return what the catalogue knows of a file that is not here, with guesses for what only its header says.
+
+    Guessed: weights are the whole file, and a 4-bit file has four sevenths of it repacked, as a Q4_K_M has
+    whose rows fill whole blocks of 256.
+    """
+    shape = model.shape
+    n_attention = len(range(shape.full_attention_interval - 1, shape.n_layers, shape.full_attention_interval))
+    is_repacked = variant.quant.startswith(("q4_0", "q4_k")) and shape.n_embd % 256 == 0
+    return ModelFacts(
+        architecture=model.architecture,
+        name=model.name,
+        quant=variant.quant,
+        context=model.context,
+        n_layers=shape.n_layers,
+        n_embd=shape.n_embd,
+        n_vocab=shape.n_vocab or 151_936,
+        kv_values_per_token=n_attention * shape.n_head_kv * (shape.key_length + shape.value_length),
+        recurrent_state_bytes=shape.recurrent_state_bytes,
+        weights_bytes=variant.size,
+        n_parameters=round(model.parameters_b * 1e9),
+        template_sha256=None,
+        licence=model.licence,
+        split_count=len(variant.files),
+        n_ff=shape.n_ff,
+        repacked_bytes=variant.size * 4 // 7 if is_repacked else 0,
+    )

@@ -22,6 +22,8 @@ from edgeqwen.worker.sampler import LlamaSampler
 _ATTR_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
 _ATTR_USER_DEFINED = 1 << 4
 _PIECE_BYTES = 256
+_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+_FLASH_ATTENTION_ON = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _ABORTED, _NO_ROOM = 2, 1
@@ -80,6 +82,9 @@ class LlamaEngine:
         settings.n_seq_max = params.n_slots
         settings.kv_unified = True
         settings.n_outputs_max = params.n_slots  # the true maximum: 40 MiB of compute buffer instead of 300
+        settings.type_k = settings.type_v = _KV_TYPES[params.kv_type]
+        if params.kv_type != "f16":
+            settings.flash_attn_type = _FLASH_ATTENTION_ON  # values can be quantized only with it
         settings.n_threads = settings.n_threads_batch = params.n_threads
         # strlen(flag) != 0 is asked once per graph node; a Python callback would fight for the GIL there.
         strlen = (ctypes.CDLL(None) if sys.platform != "win32" else ctypes.CDLL("msvcrt")).strlen

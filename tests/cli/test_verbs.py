@@ -193,7 +193,7 @@ def test_unknown_names_get_the_nearest() -> None:
     for verb in (("run",), ("show",), ("verify",), ("rm", "-y")):
         done = edgeqwen(*verb, "qwen3-4bb", stdin="hi")
         refused(done, 3, "unknown model: qwen3-4bb", "did you mean qwen3-4b")
-    refused(edgeqwen("run", "qwen3-4b", "hi"), 3, "qwen3-4b is not installed", "edgeqwen import")
+    refused(edgeqwen("run", "qwen3-4b", "hi"), 3, "qwen3-4b is not installed", "edgeqwen pull qwen3-4b")
     refused(edgeqwen("rm", "hf:Qwen/Qwen3-4B-GGUF", "-y"), 3, "not installed")
     refused(edgeqwen("rm", "x.gguf", "-y"), 2, "is a path")
 
@@ -212,6 +212,20 @@ def test_errors_are_json_too() -> None:
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     refused(edgeqwen(*arguments), 2, "--help")
+
+
+def test_fit(installed: Path) -> None:
+    data = edgeqwen("fit", "mine", "--json").json
+    assert [row["n_ctx"] for row in data["rows"]] == [512]
+    assert data["rows"][0]["is_exact"] is True
+    assert data["rows"][0]["verdict"] == "fits"
+    everything = edgeqwen("fit", "--json").json
+    assert len(everything["rows"]) > 15
+    assert not any(row["is_exact"] for row in everything["rows"])
+    quants = {row["ref"] for row in edgeqwen("fit", "qwen3-4b", "--kv", "q8_0", "--json").json["rows"]}
+    assert "qwen3-4b:q8_0" in quants
+    assert "VERDICT" in edgeqwen("fit", "qwen3-4b:q4_k_m", "--ctx", "4096").out
+    refused(edgeqwen("fit", "qwen3-4bb"), 3, "did you mean qwen3-4b")
 
 
 def test_config_round_trip(home: Path) -> None:

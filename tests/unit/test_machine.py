@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from edgeqwen.engine.client import WorkerClient
+from edgeqwen.engine.protocol import LoadParams
 from edgeqwen.errors import InvalidInput
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
+from edgeqwen.models.catalogue import load_catalogue
 from edgeqwen.models.facts import kv_bytes, read_facts
-from edgeqwen.models.fit import DEFAULT_CONTEXT, choose_context
-
-pytestmark = pytest.mark.filterwarnings("error")
+from edgeqwen.models.fit import (
+    DEFAULT_CONTEXT,
+    choose_context,
+    estimate,
+    facts_from_catalogue,
+    verdict,
+)
+from edgeqwen.paths import shipped_catalogue
+from tests.support.asking import ask
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is known on Linux alone")
@@ -48,6 +58,37 @@ def test_the_cache_has_a_size(models: Path) -> None:
     assert kv_bytes(facts, 256, "q8_0") == 256 * 256 * 34 // 32
     with pytest.raises(InvalidInput):
         kv_bytes(facts, 0)
+
+
+def test_an_estimate_adds_up_and_is_judged(models: Path) -> None:
+    facts = read_facts(models / "qwen3.gguf")
+    parts = estimate(facts, 2048)
+    assert parts.total == parts.weights + parts.repacked + parts.kv_cache + parts.compute + parts.process
+    assert parts.kv_cache == 2048 * 512
+    assert parts.compute == 512 * 4 * (3 * 128 + 4 * 64) + 2 * 512 * 2048
+    assert estimate(facts, 2048, "q8_0").total < parts.total
+    assert [verdict(n, 100) for n in (80, 81, 100, 101)] == ["fits", "tight", "tight", "no"]
+
+
+def test_the_catalogue_knows_the_cache_of_hybrid_models(tmp_path: Path) -> None:
+    catalogue = load_catalogue(shipped_catalogue(), tmp_path / "none")
+    model = catalogue.models["qwen3.5-0.8b"]
+    facts = facts_from_catalogue(model, model.variants[0])
+    assert facts.recurrent_state_bytes > 0
+    per_layer = model.shape.n_head_kv * (model.shape.key_length + model.shape.value_length)
+    assert facts.kv_values_per_token == model.shape.n_layers // 4 * per_layer
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("n_ctx", [2048, 8192])
+async def test_the_estimate_is_what_is_measured(
+    real_model: Path, tmp_path: Path, n_ctx: int, kv_type: Literal["f16", "q8_0"]
+) -> None:
+    async with WorkerClient(tmp_path / "logs") as client:
+        await client.load(LoadParams(paths=(str(real_model),), n_ctx=n_ctx, kv_type=kv_type, n_threads=2))
+        measured = (await ask(client, "word " * 600, max_tokens=2)).finished.stats.rss_bytes
+    assert estimate(read_facts(real_model), n_ctx, kv_type).total == pytest.approx(measured, rel=0.10)
 
 
 def test_the_context_follows_model_and_memory(models: Path) -> None:
