@@ -38,14 +38,16 @@ _EVENT_EVERY_S = 1.0
 def pull(invocation: Invocation, ref: str, dry_run: bool, yes: bool) -> None:
     """Download a model, or take it from where it is already.
 
-    Bytes are checked against the size and sha256 of the catalogue. A pull that was cut off or stopped goes on
-    where it was, also from another source. Files that Ollama, LM Studio or a Hugging Face cache hold are
-    linked instead of downloaded.
+    REF is a model of the catalogue (qwen3-4b, qwen3-4b:q5_k_m), or a repository: hf:OWNER/REPO:QUANT.
+
+    Bytes are checked against the size and sha256 of the catalogue, or those of the hub. A pull that was cut off
+    goes on where it was, also from another source. Files that Ollama, LM Studio or a Hugging Face cache hold
+    are linked instead of downloaded.
 
     With --json, each line is an event, and the last one is the installed model.
     """
-    plan = plan_pull(parse_ref(ref), invocation.catalogue)
     sources = user_sources(invocation.config.pull.sources)
+    plan = plan_pull(parse_ref(ref), invocation.catalogue, sources)
     meter = _Meter(plan, as_json=invocation.as_json)
     n_held = plan.n_held(invocation.store)
     meter.event(
@@ -76,10 +78,14 @@ def pull(invocation: Invocation, ref: str, dry_run: bool, yes: bool) -> None:
 
 
 def _tell_plan(invocation: Invocation, plan: Plan, n_held: int) -> None:
-    licence = invocation.catalogue.licences[plan.licence]
     kept = f", of which {size_text(n_held)} are here already" if n_held else ""
+    model = plan.model_known
+    if model is None:
+        output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: not known, see its web page")
+        output.note("note: no catalogue knows this file: the hub's own sha256 is taken on trust, this once")
+        return
+    licence = invocation.catalogue.licences[model.licence]
     output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: {licence.name}")
-    model = invocation.catalogue.models[plan.catalogue_ref]
     variant = model.variant(plan.quant)
     assert variant is not None
     needed = estimate(facts_from_catalogue(model, variant), _LEAST_CONTEXT).total
@@ -93,8 +99,8 @@ def _tell_plan(invocation: Invocation, plan: Plan, n_held: int) -> None:
 
 def _ask(invocation: Invocation, plan: Plan, *, yes: bool) -> None:
     """Have a licence accepted that forbids commercial use. Raises InvalidInput where nobody can be asked."""
-    licence = invocation.catalogue.licences[plan.licence]
-    if licence.commercial_use or yes:
+    licence = invocation.catalogue.licences[plan.model_known.licence] if plan.model_known else None
+    if licence is None or licence.commercial_use or yes:
         return
     output.note(f"the {licence.name} does not allow commercial use: {licence.url}")
     if not sys.stdin.isatty():

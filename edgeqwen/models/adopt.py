@@ -23,11 +23,14 @@ from edgeqwen.models.install import (
     stamped_now,
     store_error,
 )
-from edgeqwen.models.ref import is_safe_file_name, is_safe_name, normal_name
+from edgeqwen.models.ref import (
+    QUANT_IN_NAME,
+    SHARD_IN_NAME,
+    is_safe_file_name,
+    is_safe_name,
+    normal_name,
+)
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store
-
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-_QUANT_IN_NAME = re.compile(r"[-_.](?P<quant>(ud-)?(i?q\d[a-z0-9_]*|bf16|fp?16|fp?32|mxfp4))$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def adopt(
 
 def shards_of(path: Path) -> tuple[Path, ...]:
     """Return all shards of the model that `path` is a part of, or `path` alone. Raises InvalidInput."""
-    match = _SHARD.fullmatch(path.name)
+    match = SHARD_IN_NAME.fullmatch(path.name)
     if match is None:
         return (path,)
     count = int(match["count"])
@@ -145,9 +148,9 @@ def _name(found: _Found, path: Path) -> tuple[str, str]:
     """Return model and quant: the catalogue's, or what the file calls itself."""
     if found.known:
         return found.known[0].ref, found.known[1].quant
-    shard = _SHARD.fullmatch(path.name)
+    shard = SHARD_IN_NAME.fullmatch(path.name)
     stem = shard["stem"] if shard else path.name.removesuffix(path.suffix)
-    in_name = _QUANT_IN_NAME.search(stem)
+    in_name = QUANT_IN_NAME.search(stem)
     quant = (in_name["quant"].lower() if in_name else found.facts.quant) or "unknown"
     model = normal_name(stem[: in_name.start()] if in_name else stem)
     model = re.sub(r"[^a-z0-9._-]+", "-", model).strip("-._")[:64] or "model"

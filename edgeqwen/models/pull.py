@@ -5,6 +5,7 @@ Asks nobody and prints nothing; a front end shows the plan, asks, and watches.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from edgeqwen.models.catalogue import Catalogue, Model, Variant
 from edgeqwen.models.digest import digest_of
 from edgeqwen.models.download import Wanted, Watch, fetch
 from edgeqwen.models.facts import read_model
+from edgeqwen.models.hub import choose_quant, list_quants, read_remote_facts
 from edgeqwen.models.install import (
     bring,
     check_free_name,
@@ -24,9 +26,11 @@ from edgeqwen.models.install import (
     stamped_now,
     store_error,
 )
-from edgeqwen.models.ref import ModelRef
+from edgeqwen.models.ref import ModelRef, is_safe_name, normal_name
 from edgeqwen.models.sources import Origin, Sources
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Store
+
+_HUB_SOURCE = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Plan:
     quant: str
     origins: tuple[Origin, ...]
     """One per file, shards in order."""
-    licence: str
-    catalogue_ref: str
+    model_known: Model | None
+    """What the catalogue knows of it; None: the hub's own word is all there is."""
 
     @property
     def ref(self) -> str:
@@ -69,15 +73,35 @@ class PullWatch:
     """Bytes that came over the network, repeats included."""
 
 
-def plan_pull(ref: ModelRef, catalogue: Catalogue) -> Plan:
-    """Return what a ref of the catalogue means. Raises UnknownModel, NotInstalled, InvalidInput."""
+def plan_pull(ref: ModelRef, catalogue: Catalogue, sources: Sources) -> Plan:
+    """Return what a ref means. Blocking: for `hf:` refs the hub is asked, and the head of the file read.
+
+    Raises UnknownModel, NotInstalled, InvalidInput; for `hf:` refs also DownloadError and InvalidGGUF.
+    """
+    if ref.hub is not None:
+        return _plan_from_hub(ref.hub, ref.quant, catalogue, sources)
     if ref.model is None:
-        raise InvalidInput(f"{ref} is not a model of the catalogue; `edgeqwen list --all` shows them")
+        raise InvalidInput(f"{ref} is a path; `edgeqwen import` takes files")
     model = catalogue.find(ref)
     variant = _variant(model, ref)
     repo, revision = variant.repo or model.repo, variant.revision or model.revision
     origins = tuple(Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files)
-    return Plan(model.ref, variant.quant, origins, model.licence, model.ref)
+    return Plan(model.ref, variant.quant, origins, model)
+
+
+def _plan_from_hub(repo: str, quant: str | None, catalogue: Catalogue, sources: Sources) -> Plan:
+    quants = list_quants(repo, sources)
+    quant = choose_quant(repo, quants, quant)
+    origins = quants[quant]
+    known = catalogue.recognise(origins[0].size, origins[0].sha256)
+    if known:
+        return Plan(known[0].ref, known[1].quant, origins, known[0])
+    read_remote_facts(origins, sources)
+    name = normal_name(repo.partition("/")[2])
+    model = re.sub(r"[^a-z0-9._-]+", "-", name).strip("-._")[:64]
+    if not is_safe_name(model) or not is_safe_name(quant):
+        raise InvalidInput(f"{repo} has a name that cannot be used for a folder")
+    return Plan(model, quant, origins, None)
 
 
 def _variant(model: Model, ref: ModelRef) -> Variant:
@@ -133,7 +157,7 @@ def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> En
         came_by="download",
         created=created,
         tool=tool,
-        catalogue_ref=plan.catalogue_ref,
+        catalogue_ref=plan.model_known.ref if plan.model_known else None,
         source=f"hf:{first.repo}@{first.revision}",
     )
     entry = publish(store, manifest)
@@ -177,12 +201,15 @@ def _size(store: Store, origin: Origin) -> int:
 
 def origins_of(entry: Entry, catalogue: Catalogue) -> Sequence[Origin]:
     """Return where an installed entry's files may be had again. Raises StoreError when nobody knows."""
-    model = catalogue.models.get(entry.manifest.catalogue_ref or "")
+    manifest = entry.manifest
+    if match := _HUB_SOURCE.fullmatch(manifest.source or ""):
+        return [Origin(match[1], match[2], f.name, f.sha256, f.size) for f in manifest.files]
+    model = catalogue.models.get(manifest.catalogue_ref or "")
     variants = model.variants if model else ()
-    hashes = [file.sha256 for file in entry.manifest.files]
+    hashes = [file.sha256 for file in manifest.files]
     for variant in variants:
         if model and [file.sha256 for file in variant.files] == hashes:
             repo, revision = variant.repo or model.repo, variant.revision or model.revision
             return [Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files]
-    message = f"{entry.ref} is not a model of the catalogue, so there is nowhere to get its bytes from"
+    message = f"{entry.ref} came from a file of this machine, so there is nowhere to get its bytes from"
     raise StoreError(message, path=str(entry.folder), cause="missing_file")

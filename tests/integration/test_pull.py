@@ -124,7 +124,7 @@ def test_shards_are_one_pull(hub: Hub, home: Path, model: Path) -> None:
 def test_unknown_things(model: Path) -> None:
     refused(edgeqwen("pull", "tinny"), 3, "did you mean tiny")
     refused(edgeqwen("pull", "tiny:q4_0"), 3, "does not come as q4_0; there is q8_0")
-    refused(edgeqwen("pull", "x.gguf"), 2, "is not a model of the catalogue")
+    refused(edgeqwen("pull", "x.gguf"), 2, "is a path")
     assert "edgeqwen pull tiny" in edgeqwen("run", "tiny", "hi").err
 
 
@@ -277,3 +277,41 @@ def test_a_stopped_pull_says_how_to_go_on(hub: Hub, home: Path) -> None:
     assert b"`edgeqwen pull tiny:q8_0` goes on from here" in err
     assert b"Traceback" not in err
     assert out == b""
+
+
+def test_any_qwen_of_a_hub(hub: Hub, model: Path, home: Path) -> None:
+    repo = hub.folder / "Somebody" / "Nice-Qwen-GGUF"
+    repo.mkdir(parents=True)
+    for quant, seed in (("Q4_K_M", 3), ("Q8_0", 4)):
+        write_model(repo / f"nice-qwen-{quant}.gguf", seed=seed)
+    hub.put("Somebody/Nice-Qwen-GGUF", "mmproj-F16.gguf", b"GGUF")
+    hub.put("Somebody/Nice-Qwen-GGUF", "..evil-Q2_K.gguf", b"GGUF")
+    done = edgeqwen("pull", "hf:Somebody/Nice-Qwen-GGUF:Q8_0")
+    assert (done.code, done.out) == (0, "nice-qwen:q8_0\n")
+    assert "taken on trust" in done.err
+    assert edgeqwen("pull", "hf:Somebody/Nice-Qwen-GGUF").out == "nice-qwen:q4_k_m\n"
+    refused(edgeqwen("pull", "hf:Somebody/Nice-Qwen-GGUF:Q2_K"), 2, "comes as q4_k_m, q8_0")
+    victim = home / "data" / "models" / "nice-qwen" / "q8_0" / "nice-qwen-Q8_0.gguf"
+    victim.unlink()
+    assert edgeqwen("verify", "nice-qwen:q8_0", "--repair").code == 0
+
+
+def test_a_hub_repository_of_a_known_file_is_recognised(model: Path) -> None:
+    done = edgeqwen("pull", f"hf:{REPO}:q8_0")
+    assert done.out == "tiny:q8_0\n"
+    assert "trust" not in done.err
+
+
+def test_another_architecture_is_refused_by_its_head(hub: Hub, model: Path) -> None:
+    (hub.folder / "a" / "llama").mkdir(parents=True)
+    path = write_model(hub.folder / "a/llama/llama-Q8_0.gguf", metadata={"general.architecture": "llama"})
+    with path.open("ab") as file:
+        file.write(bytes(20_000_000))
+    refused(edgeqwen("pull", "hf:a/llama:Q8_0"), 2, "architecture is llama")
+    assert hub.sent < 9_000_000
+
+
+def test_a_hub_without_that_repository(hub: Hub, model: Path) -> None:
+    refused(edgeqwen("pull", "hf:no/such"), 5, "no such")
+    (hub.folder / "a" / "empty").mkdir(parents=True)
+    refused(edgeqwen("pull", "hf:a/empty"), 3, "no GGUF models")
