@@ -40,9 +40,9 @@ def pull(invocation: Invocation, ref: str, dry_run: bool, yes: bool) -> None:
 
     REF is a model of the catalogue (qwen3-4b, qwen3-4b:q5_k_m), or a repository: hf:OWNER/REPO:QUANT.
 
-    Bytes are checked against the size and sha256 of the catalogue, or those of the hub. A pull that was cut off
-    goes on where it was, also from another source. Files that Ollama, LM Studio or a Hugging Face cache hold
-    are linked instead of downloaded.
+    Bytes are checked against the size and sha256 of the catalogue, or those of the hub. A pull that was cut
+    off goes on where it was, also from another source. Files that Ollama, LM Studio or a Hugging Face cache
+    hold are linked instead of downloaded.
 
     With --json, each line is an event, and the last one is the installed model.
     """
