@@ -114,7 +114,8 @@ class StoreError(EdgeQwenError):
     code: ClassVar[str] = "store_error"
     path: str = ""
     cause: str = ""
-    """One of: disk_full, no_permission, bad_manifest, wrong_digest, missing_file, in_use, name_taken, io."""
+    """One of: disk_full, no_permission, bad_manifest, wrong_digest, missing_file, in_use, name_taken,
+    untrusted, io."""
 
 
 @dataclass(eq=False)

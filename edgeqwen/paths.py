@@ -34,6 +34,16 @@ class Paths:
         return self.config / "config.toml"
 
     @property
+    def signing_key(self) -> Path:
+        """The secret key that this user's bundles are signed with."""
+        return self.config / "signing.key"
+
+    @property
+    def trusted_keys(self) -> Path:
+        """Public keys whose bundles are taken: a key and a name per line."""
+        return self.config / "trusted_keys"
+
+    @property
     def user_catalogue(self) -> Path:
         return self.config / "models.toml"
 

@@ -70,6 +70,7 @@ def _store(error: Any) -> str | None:  # noqa: ANN401
         "no_permission": "use a folder you may write to: EDGEQWEN_HOME says which",
         "wrong_digest": "remove it with `edgeqwen rm` and import a good copy",
         "missing_file": "`edgeqwen verify --all` lists what is damaged",
+        "untrusted": "`edgeqwen trust add KEY` trusts whoever signed it; `--allow-unsigned` goes without",
         "bad_manifest": "remove the folder, or import the model again",
     }.get(error.cause)
 

@@ -34,6 +34,8 @@ VERBS = {
     "verify": _Verb("models:verify_models", "Hash installed files again and name the damaged ones."),
     "rm": _Verb("models:rm", "Remove installed models."),
     "fit": _Verb("fit:fit", "Say what fits into this machine's memory."),
+    "bundle": _Verb("bundle:bundle", "Carry models to a machine without a network."),
+    "trust": _Verb("bundle:trust", "Say whose bundles are taken."),
     "config": _Verb("config:config", "Read and change settings."),
 }
 

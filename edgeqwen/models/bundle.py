@@ -1,0 +1,311 @@
+"""Reads bundles: plain folders with a signed manifest that carry models across an air gap, part by part.
+
+    manifest.json            what is in it, canonical JSON
+    manifest.json.minisig    Ed25519 signature (minisign)
+    SHA256SUMS  README.txt   for people without edgeqwen
+    sbom.cdx.json            CycloneDX 1.6
+    blobs/<sha256>           or blobs/<sha256>.part-0000 ... where files must be small
+
+Owns the format, checking and installing; export.py writes them. The only paths it opens are those patterns;
+names inside the manifest pass the store's rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+
+from edgeqwen.errors import InvalidInput, StoreError
+from edgeqwen.models.digest import Digest
+from edgeqwen.models.facts import read_model
+from edgeqwen.models.install import (
+    check_free_name,
+    check_room,
+    find_same,
+    locked,
+    publish,
+    stamped_now,
+    store_error,
+)
+from edgeqwen.models.minisign import PublicKey, check, key_id
+from edgeqwen.models.ref import is_safe_file_name, is_safe_name
+from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
+_MAX_MANIFEST = 4 << 20
+_BLOCK = 1 << 20
+_PART_NAME = re.compile(r"blobs/([0-9a-f]{64})(\.part-\d{4})?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a bundle."""
+
+    name: str
+    """Below the bundle: blobs/<sha256>, or that with .part-0000 and so on."""
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The bytes of one model file, in one part or several."""
+
+    sha256: str
+    size: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """One variant as it is to be installed."""
+
+    model: str
+    quant: str
+    licence: str | None
+    catalogue_ref: str | None
+    source: str | None
+    files: tuple[ManifestFile, ...]
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """The record of a bundle."""
+
+    format: Literal["edgeqwen-bundle"]
+    version: Literal[1]
+    bundle_id: str
+    created: str
+    tool: str
+    models: tuple[BundledModel, ...]
+    blobs: tuple[Blob, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blobs."""
+        return sum(blob.size for blob in self.blobs)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle whose manifest was read and checked."""
+
+    folder: Path
+    manifest: BundleManifest
+    signed_by: PublicKey | None
+    """None: unsigned, and taken all the same."""
+
+
+def open_bundle(folder: Path, trusted: list[PublicKey], *, allow_unsigned: bool = False) -> Opened:
+    """Read a bundle's manifest, its signature first. Raises InvalidInput, or StoreError without trust."""
+    raw = _read_small(folder / MANIFEST)
+    if raw is None:
+        raise InvalidInput(f"{folder} is no bundle: it has no {MANIFEST}")
+    signature = _read_small(folder / SIGNATURE)
+    text = signature.decode("utf-8", "replace") if signature else ""
+    is_known = key_id(text) in {key.id for key in trusted}
+    # A signature by a trusted key must be right, also where unsigned bundles are taken.
+    signed_by = check(raw, text, trusted)[0] if is_known or not allow_unsigned else None
+    try:
+        manifest = msgspec.json.decode(raw, type=BundleManifest)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"the manifest of {folder} cannot be read: {error}") from error
+    _check_manifest(manifest)
+    return Opened(folder, manifest, signed_by)
+
+
+def verify(bundle: Opened, progress: Progress) -> Iterator[tuple[Part, str | None]]:
+    """Hash every part; yield each with what is wrong with it, or None. Blocking."""
+    done = 0
+    for blob in bundle.manifest.blobs:
+        for part in blob.parts:
+            problem = None
+            try:
+                for block in _read_part(bundle.folder, part):
+                    done += len(block)
+                    progress(done, bundle.manifest.size)
+            except StoreError as error:
+                problem = error.message
+            yield part, problem
+
+
+def install(bundle: Opened, store: Store, progress: Progress) -> list[tuple[Entry, bool]]:
+    """Install every model of a bundle; returns each entry and whether it is new. Blocking; resumes.
+
+    Raises StoreError, which names the damaged part, or InvalidGGUF; whole parts stay for the next try.
+    """
+    installed, done = [], 0
+    blobs = {blob.sha256: blob for blob in bundle.manifest.blobs}
+    for model in bundle.manifest.models:
+        size = sum(file.size for file in model.files)
+        entry: Entry | None
+        try:
+            with locked(store, f"{model.model}-{model.quant}"):
+                entry = find_same(store, model.files)
+                is_new = entry is None
+                if entry is None:
+                    check_free_name(store, model.model, model.quant)
+                    check_room(store, size)
+                    tell = partial(add_base, progress, done, bundle.manifest.size)
+                    entry = _install_one(bundle, model, blobs, store, tell)
+        except OSError as error:
+            raise store_error(error, store, size) from error
+        installed.append((entry, is_new))
+        done += size
+    return installed
+
+
+def add_base(progress: Progress, base: int, total: int, done: int) -> None:
+    """Tell of `done` bytes of one file as of `base` more of all."""
+    progress(base + done, total)
+
+
+def _install_one(
+    bundle: Opened,
+    model: BundledModel,
+    blobs: dict[str, Blob],
+    store: Store,
+    progress: Callable[[int], None],
+) -> Entry:
+    files, done = [], 0
+    for file in model.files:
+        chunks = _gather(bundle.folder, blobs[file.sha256], store.part(file.sha256), done, progress)
+        files.append(ManifestFile(file.name, file.size, file.sha256, chunks))
+        done += file.size
+    facts = read_model([store.part(file.sha256) for file in files], [file.name for file in files])
+    created, tool = stamped_now()
+    manifest = Manifest(
+        layout=1,
+        model=model.model,
+        quant=model.quant,
+        files=tuple(files),
+        facts=facts,
+        came_by="bundle",
+        created=created,
+        tool=tool,
+        catalogue_ref=model.catalogue_ref,
+        source=model.source,
+    )
+    return publish(store, manifest)
+
+
+def _gather(
+    folder: Path, blob: Blob, target: Path, base: int, progress: Callable[[int], None]
+) -> tuple[int, ...]:
+    """Put a blob's parts together and return its chunk table; those there already are only hashed."""
+    digest = Digest()
+    held = target.stat().st_size if target.exists() else 0
+    with target.open("r+b" if held else "w+b") as file:
+        at = 0
+        for part in blob.parts:
+            if at + part.size <= held and _is_right(file, at, part, digest):
+                at += part.size
+            else:
+                held = 0  # from here on the target is not what it should be
+                file.seek(at)
+                file.truncate()
+                for block in _read_part(folder, part):
+                    file.write(block)
+                    digest.update(block)
+                    progress(base + file.tell())
+                at += part.size
+        file.flush()
+        os.fsync(file.fileno())
+    digests = digest.finish()
+    if digests.sha256 != blob.sha256:
+        target.unlink()
+        message = f"the parts of {blob.sha256[:12]}… do not make the file they are said to make"
+        raise StoreError(message, path=str(folder), cause="wrong_digest")
+    return digests.chunks
+
+
+def _is_right(file: BinaryIO, at: int, part: Part, digest: Digest) -> bool:
+    """Hash a stretch that an earlier import left; only a right one counts and goes into `digest`."""
+    found = hashlib.sha256()
+    for block in _blocks(file, at, part.size):
+        found.update(block)
+    if found.hexdigest() != part.sha256:
+        return False
+    for block in _blocks(file, at, part.size):
+        digest.update(block)
+    return True
+
+
+def _blocks(file: BinaryIO, at: int, size: int) -> Iterator[bytes]:
+    file.seek(at)
+    while size and (block := file.read(min(size, _BLOCK))):
+        size -= len(block)
+        yield block
+
+
+def _read_part(folder: Path, part: Part) -> Iterator[bytes]:
+    """Yield the blocks of a part, and fail at its end when they were wrong. Raises StoreError."""
+    path = folder / part.name
+    digest, left = hashlib.sha256(), part.size
+    try:
+        # O_NONBLOCK: a named pipe must not hold us up before it is seen to be one.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        handle = os.open(path, flags | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
+                raise _damaged(part, "is no regular file")
+            if status.st_size != part.size:
+                raise _damaged(part, f"has {status.st_size:,} bytes instead of {part.size:,}")
+            while left and (block := file.read(min(left, _BLOCK))):
+                left -= len(block)
+                digest.update(block)
+                if left or digest.hexdigest() == part.sha256:
+                    yield block
+    except OSError as error:
+        raise _damaged(part, f"cannot be read: {error.strerror}") from error
+    if digest.hexdigest() != part.sha256:
+        raise _damaged(part, "is damaged; carry it over again")
+
+
+def _damaged(part: Part, what: str) -> StoreError:
+    return StoreError(f"{part.name} {what}", path=part.name, cause="wrong_digest")
+
+
+def _check_manifest(manifest: BundleManifest) -> None:
+    """Refuse a manifest whose names or numbers could do harm, signed or not. Raises InvalidInput."""
+    blobs = {blob.sha256: blob for blob in manifest.blobs}
+    for blob in manifest.blobs:
+        for part in blob.parts:
+            match = _PART_NAME.fullmatch(part.name)
+            is_part = match is not None and match[1] == blob.sha256
+            if not is_part or not _SHA256.fullmatch(part.sha256) or part.size < 0:
+                raise InvalidInput("the bundle's manifest names a part that no bundle has")
+        if sum(part.size for part in blob.parts) != blob.size:
+            raise InvalidInput("the sizes in the bundle's manifest do not add up")
+    for model in manifest.models:
+        if not is_safe_name(model.model) or not is_safe_name(model.quant) or not model.files:
+            raise InvalidInput("the bundle's manifest has a model with an unsafe name")
+        for file in model.files:
+            known = blobs.get(file.sha256)
+            if not is_safe_file_name(file.name) or known is None or known.size != file.size:
+                raise InvalidInput(
+                    "the bundle's manifest has a file with an unsafe name or without its bytes"
+                )
+
+
+def _read_small(path: Path) -> bytes | None:
+    """Return a small regular file, None when there is none. Raises InvalidInput."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return None
+        if path.stat().st_size > _MAX_MANIFEST:
+            raise InvalidInput(f"{path} is too long for what it should be")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,145 @@
+"""Writes bundles: installed models as a folder that travels, hashed on the way and signed at the end.
+
+The format and its reading are bundle.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from edgeqwen.errors import InvalidInput, StoreError
+from edgeqwen.models.bundle import MANIFEST, SIGNATURE, Blob, BundledModel, BundleManifest, Part, add_base
+from edgeqwen.models.install import stamped_now
+from edgeqwen.models.minisign import SecretKey
+from edgeqwen.models.store import Entry, ManifestFile, Progress
+
+_BLOCK = 1 << 20
+
+
+def export(
+    entries: Sequence[Entry], folder: Path, key: SecretKey, part_size: int, progress: Progress
+) -> BundleManifest:
+    """Write a bundle of installed entries. Blocking; files that are there and right are kept.
+
+    Every byte is hashed on its way; a damaged entry is refused. Raises StoreError or InvalidInput.
+    """
+    total = sum(entry.size for entry in entries)
+    try:
+        (folder / "blobs").mkdir(parents=True, exist_ok=True)
+        if (folder / MANIFEST).exists():
+            raise InvalidInput(f"{folder} holds a bundle already; name another folder")
+        if shutil.disk_usage(folder).free < total:
+            message = f"no space left for {total:,} bytes in {folder}"
+            raise StoreError(message, path=str(folder), cause="disk_full")
+        blobs: dict[str, Blob] = {}
+        for entry in entries:
+            for file, path in zip(entry.manifest.files, entry.paths(), strict=True):
+                if file.sha256 not in blobs:
+                    done = sum(blob.size for blob in blobs.values())
+                    tell = partial(add_base, progress, done, total)
+                    blobs[file.sha256] = _write_blob(path, file, folder, part_size, tell)
+        created, tool = stamped_now()
+        models = tuple(_bundled(entry) for entry in entries)
+        manifest = BundleManifest(
+            "edgeqwen-bundle", 1, secrets.token_hex(8), created, tool, models, tuple(blobs.values())
+        )
+        _write_papers(folder, manifest, key)
+    except OSError as error:
+        message = f"cannot write {folder}: {error.strerror or error}"
+        raise StoreError(message, path=str(folder), cause="io") from error
+    return manifest
+
+
+def _write_blob(
+    path: Path, file: ManifestFile, folder: Path, part_size: int, progress: Callable[[int], None]
+) -> Blob:
+    """Copy one file into the bundle in parts, and check it on the way."""
+    whole, parts = hashlib.sha256(), []
+    n_parts = max(1, -(-file.size // part_size))
+    with path.open("rb", buffering=0) as source:
+        for number in range(n_parts):
+            name = f"blobs/{file.sha256}" + (f".part-{number:04}" if n_parts > 1 else "")
+            digest, left = hashlib.sha256(), min(part_size, file.size - number * part_size)
+            size = left
+            with (folder / name).open("wb") as target:
+                while left and (block := source.read(min(left, _BLOCK))):
+                    left -= len(block)
+                    digest.update(block)
+                    whole.update(block)
+                    target.write(block)
+                    progress(source.tell())
+                target.flush()
+                os.fsync(target.fileno())
+            parts.append(Part(name, size, digest.hexdigest()))
+    if whole.hexdigest() != file.sha256:
+        for part in parts:
+            (folder / part.name).unlink()
+        message = f"{path} is damaged, so it is not exported; `edgeqwen verify --repair` may mend it"
+        raise StoreError(message, path=str(path), cause="wrong_digest")
+    return Blob(file.sha256, file.size, tuple(parts))
+
+
+def _bundled(entry: Entry) -> BundledModel:
+    manifest = entry.manifest
+    return BundledModel(
+        manifest.model,
+        manifest.quant,
+        manifest.facts.licence,
+        manifest.catalogue_ref,
+        manifest.source if (manifest.source or "").startswith("hf:") else None,
+        manifest.files,
+    )
+
+
+def _write_papers(folder: Path, manifest: BundleManifest, key: SecretKey) -> None:
+    """Write everything but the blobs; the signature comes last."""
+    raw = msgspec.json.encode(manifest, order="sorted")
+    parts = [part for blob in manifest.blobs for part in blob.parts]
+    sums = "".join(f"{part.sha256}  {part.name}\n" for part in parts)
+    names = "\n".join(f"  {model.model}:{model.quant}" for model in manifest.models)
+    readme = (
+        f"Models for edgeqwen, exported {manifest.created} by {manifest.tool}:\n\n{names}\n\n"
+        f"With edgeqwen: edgeqwen bundle import .\nBy hand: sha256sum -c SHA256SUMS, and\n"
+        f"  minisign -Vm {MANIFEST} -P {key.public()}\n"
+        "Parts are plain pieces: cat blobs/SHA256.part-* gives the GGUF file.\n"
+    )
+    (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    (folder / "README.txt").write_text(readme, encoding="utf-8")
+    (folder / "sbom.cdx.json").write_bytes(msgspec.json.encode(_sbom(manifest)))
+    (folder / MANIFEST).write_bytes(raw)
+    comment = f"bundle {manifest.bundle_id} {manifest.created} {manifest.tool}"
+    (folder / SIGNATURE).write_text(key.sign(raw, comment), encoding="utf-8")
+
+
+def _sbom(manifest: BundleManifest) -> dict[str, object]:
+    """Return the bill of materials. Source of the form: CycloneDX 1.6, machine-learning-model components."""
+    components = [
+        {
+            "type": "machine-learning-model",
+            "name": f"{model.model}:{model.quant}",
+            "version": file.sha256[:12],
+            "description": file.name,
+            "hashes": [{"alg": "SHA-256", "content": file.sha256}],
+            "licenses": [{"license": {"name": model.licence}}] if model.licence else [],
+        }
+        for model in manifest.models
+        for file in model.files
+    ]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "timestamp": manifest.created,
+            "tools": {"components": [{"type": "application", "name": manifest.tool}]},
+        },
+        "components": components,
+    }
