@@ -30,6 +30,11 @@ class Paths:
         return self.state / "logs"
 
     @property
+    def stamps(self) -> Path:
+        """Which model files were found right."""
+        return self.state / "stamps.json"
+
+    @property
     def config_file(self) -> Path:
         return self.config / "config.toml"
 

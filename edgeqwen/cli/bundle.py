@@ -109,6 +109,9 @@ def import_bundle(invocation: Invocation, folder: Path, allow_unsigned: bool) ->
     _tell_signer(opened)
     with output.Status() as status:
         installed = bundles.install(opened, invocation.store, partial(status.share, f"importing {folder}"))
+    for entry, is_new in installed:
+        if is_new:
+            invocation.stamps.put(entry)
     if invocation.as_json:
         output.document([{"ref": entry.ref, "is_new": is_new} for entry, is_new in installed])
         return

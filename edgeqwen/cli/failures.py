@@ -68,7 +68,7 @@ def _store(error: Any) -> str | None:  # noqa: ANN401
     return {
         "disk_full": "free some space, or set EDGEQWEN_HOME to a folder on another disk",
         "no_permission": "use a folder you may write to: EDGEQWEN_HOME says which",
-        "wrong_digest": "remove it with `edgeqwen rm` and import a good copy",
+        "wrong_digest": "`edgeqwen verify --repair` mends what came from a hub; else import a good copy",
         "missing_file": "`edgeqwen verify --all` lists what is damaged",
         "untrusted": "`edgeqwen trust add KEY` trusts whoever signed it; `--allow-unsigned` goes without",
         "bad_manifest": "remove the folder, or import the model again",

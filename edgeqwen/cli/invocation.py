@@ -14,6 +14,7 @@ from edgeqwen.paths import Paths, shipped_catalogue, site_stores, user_paths
 if TYPE_CHECKING:
     from edgeqwen.config import Config
     from edgeqwen.models.catalogue import Catalogue
+    from edgeqwen.models.stamps import Stamps
     from edgeqwen.models.store import Store
 
 
@@ -45,3 +46,9 @@ class Invocation:
 
         extra = (Path(root).expanduser() for root in self.config.store.roots)
         return Store(self.paths.models, (*extra, *site_stores()))
+
+    @cached_property
+    def stamps(self) -> Stamps:
+        from edgeqwen.models.stamps import Stamps
+
+        return Stamps(self.paths.stamps)

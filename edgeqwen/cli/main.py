@@ -36,6 +36,7 @@ VERBS = {
     "fit": _Verb("fit:fit", "Say what fits into this machine's memory."),
     "bundle": _Verb("bundle:bundle", "Carry models to a machine without a network."),
     "trust": _Verb("bundle:trust", "Say whose bundles are taken."),
+    "prune": _Verb("models:prune", "Remove what unfinished downloads and imports have left."),
     "config": _Verb("config:config", "Read and change settings."),
 }
 

@@ -45,6 +45,8 @@ def import_model(invocation: Invocation, path: Path, move: bool) -> None:
             progress=lambda done, total: status.share(f"checking {path.name}", done, total),
         )
     entry = adopted.entry
+    if adopted.is_new:
+        invocation.stamps.put(entry)
     if invocation.as_json:
         output.document({**describe.entry_data(entry), "is_new": adopted.is_new})
         return
@@ -59,10 +61,14 @@ def import_model(invocation: Invocation, path: Path, move: bool) -> None:
 
 @click.command("list")
 @click.option("--all", "everything", is_flag=True, help="Show the models that could be installed, too.")
+@click.option("--partial", is_flag=True, help="Show what unfinished downloads have left instead.")
 @json_option
 @click.pass_obj
-def list_models(invocation: Invocation, everything: bool) -> None:
+def list_models(invocation: Invocation, everything: bool, partial: bool) -> None:
     """List the models that are installed."""
+    if partial:
+        _list_leftovers(invocation)
+        return
     entries = invocation.store.entries()
     for path in invocation.store.broken_manifests():
         output.note(f"warning: {path} cannot be read, so its model is left out")
@@ -144,6 +150,43 @@ def verify_models(invocation: Invocation, ref: str | None, everything: bool, rep
             "\nhint: `--repair` downloads the damaged places again; or `edgeqwen rm` and import a good copy"
         )
     return 4 if problems else 0
+
+
+@click.command()
+@yes_option
+@json_option
+@click.pass_obj
+def prune(invocation: Invocation, yes: bool) -> None:
+    """Remove what unfinished downloads and imports have left.
+
+    Nothing that is installed is touched, and nothing that another edgeqwen works on now.
+    """
+    leftovers = invocation.store.leftovers()
+    size = sum(leftover.size for leftover in leftovers)
+    if leftovers and not yes:
+        if not sys.stdin.isatty():
+            raise InvalidInput(
+                f"removing {size_text(size)} needs a yes: give `--yes` where nobody can be asked"
+            )
+        click.confirm(f"remove {len(leftovers)} files ({size_text(size)})?", abort=True, err=True)
+    invocation.store.prune(leftovers)
+    if invocation.as_json:
+        output.document({"files": len(leftovers), "freed_bytes": size})
+    else:
+        output.note(f"removed {len(leftovers)} files, {size_text(size)} freed")
+
+
+def _list_leftovers(invocation: Invocation) -> None:
+    leftovers = invocation.store.leftovers()
+    if invocation.as_json:
+        rows = [{"path": str(left.path), "kind": left.kind, "size_bytes": left.size} for left in leftovers]
+        output.document(rows)
+    elif leftovers:
+        table = [(str(left.path), left.kind, size_text(left.size)) for left in leftovers]
+        output.table(("FILE", "KIND", ">SIZE"), table)
+        output.note("\nhint: pull or import the same model again to go on, or `edgeqwen prune`")
+    else:
+        output.note("nothing was left unfinished")
 
 
 @click.command()

@@ -70,6 +70,7 @@ def pull(invocation: Invocation, ref: str, dry_run: bool, yes: bool) -> None:
             raise
         finally:
             meter.close()
+        invocation.stamps.put(entry)
         output.note(f"installed {entry.ref}; {size_text(watch.downloaded)} were downloaded")
     if invocation.as_json:
         meter.event("installed", **describe.entry_data(entry))

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -71,6 +72,7 @@ class Talk:
 
     def __enter__(self) -> Talk:
         try:
+            self._check_files()
             self._ready = self._call(self._load())
         except BaseException:
             self.close()
@@ -146,6 +148,14 @@ class Talk:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
+
+    def _check_files(self) -> None:
+        """Hash installed files that have changed since they were last found right. Raises StoreError."""
+        if self._located.entry is not None:
+            with output.Status() as status:
+                self._invocation.stamps.check(
+                    self._located.entry, partial(status.share, f"checking {self.name}, which has changed")
+                )
 
     async def _load(self) -> Ready:
         client = self.session.client

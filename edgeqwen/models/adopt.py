@@ -30,7 +30,7 @@ from edgeqwen.models.ref import (
     is_safe_name,
     normal_name,
 )
-from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store
+from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,8 @@ def _hash(paths: tuple[Path, ...], progress: Progress) -> tuple[ManifestFile, ..
     total, done = sum(sizes), 0
     files = []
     for path, size in zip(paths, sizes, strict=True):
-
-        def tell(count: int, base: int = done) -> None:
-            progress(base + count, total)
-
         try:
-            digests = digest_of(path, tell)
+            digests = digest_of(path, part_of(progress, done, total))
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
         files.append(ManifestFile(_file_name(path.name), size, digests.sha256, digests.chunks))

@@ -18,7 +18,6 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -38,7 +37,7 @@ from edgeqwen.models.install import (
 )
 from edgeqwen.models.minisign import PublicKey, check, key_id
 from edgeqwen.models.ref import is_safe_file_name, is_safe_name
-from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store
+from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
 _MAX_MANIFEST = 4 << 20
@@ -156,18 +155,13 @@ def install(bundle: Opened, store: Store, progress: Progress) -> list[tuple[Entr
                 if entry is None:
                     check_free_name(store, model.model, model.quant)
                     check_room(store, size)
-                    tell = partial(add_base, progress, done, bundle.manifest.size)
+                    tell = part_of(progress, done, bundle.manifest.size)
                     entry = _install_one(bundle, model, blobs, store, tell)
         except OSError as error:
             raise store_error(error, store, size) from error
         installed.append((entry, is_new))
         done += size
     return installed
-
-
-def add_base(progress: Progress, base: int, total: int, done: int) -> None:
-    """Tell of `done` bytes of one file as of `base` more of all."""
-    progress(base + done, total)
 
 
 def _install_one(

@@ -10,16 +10,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from edgeqwen.errors import InvalidInput, StoreError
-from edgeqwen.models.bundle import MANIFEST, SIGNATURE, Blob, BundledModel, BundleManifest, Part, add_base
+from edgeqwen.models.bundle import MANIFEST, SIGNATURE, Blob, BundledModel, BundleManifest, Part
 from edgeqwen.models.install import stamped_now
 from edgeqwen.models.minisign import SecretKey
-from edgeqwen.models.store import Entry, ManifestFile, Progress
+from edgeqwen.models.store import Entry, ManifestFile, Progress, part_of
 
 _BLOCK = 1 << 20
 
@@ -44,7 +43,7 @@ def export(
             for file, path in zip(entry.manifest.files, entry.paths(), strict=True):
                 if file.sha256 not in blobs:
                     done = sum(blob.size for blob in blobs.values())
-                    tell = partial(add_base, progress, done, total)
+                    tell = part_of(progress, done, total)
                     blobs[file.sha256] = _write_blob(path, file, folder, part_size, tell)
         created, tool = stamped_now()
         models = tuple(_bundled(entry) for entry in entries)

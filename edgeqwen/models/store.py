@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from edgeqwen.errors import NotInstalled, StoreError, UnknownModel
 from edgeqwen.models.catalogue import Catalogue, Model
@@ -29,6 +30,11 @@ _MAX_MANIFEST = 1 << 20
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+
+def part_of(progress: Progress, base: int, total: int) -> Callable[[int], None]:
+    """Return what reports the bytes of one file, which follow `base` others, as bytes of the whole."""
+    return lambda done: progress(base + done, total)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,23 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Leftover:
+    """A file that no installed model has."""
+
+    path: Path
+    kind: Literal["part", "unfinished"]
+    """A download or copy that stopped, or a folder whose manifest was never written."""
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 when it has gone meanwhile."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+
+@dataclass(frozen=True)
 class FileCheck:
     """What became of one file when it was hashed again."""
 
@@ -117,6 +140,30 @@ class Store:
     def broken_manifests(self) -> list[Path]:
         """Return manifests that are there but cannot be read."""
         return [path for root in self._roots for path in _manifests(root) if _read(path) is None]
+
+    def leftovers(self) -> list[Leftover]:
+        """Return part files, and model files without a manifest; none while a process installs something."""
+        if _is_busy(self.partial):
+            return []
+        parts = (path for path in _glob(self.partial, "*") if path.suffix in (".part", ".mend", ".lock"))
+        models = (path for path in _glob(self.root, "*/*/*.gguf") if path.parts[-3] != "partial")
+        unfinished = (path for path in models if not (path.parent / MANIFEST).exists())
+        return [
+            *(Leftover(path, "part") for path in parts),
+            *(Leftover(path, "unfinished") for path in unfinished),
+        ]
+
+    def prune(self, leftovers: list[Leftover]) -> None:
+        """Delete leftovers and the folders they leave empty. Raises StoreError."""
+        try:
+            for leftover in leftovers:
+                leftover.path.unlink(missing_ok=True)
+                for folder in (leftover.path.parent, leftover.path.parent.parent):
+                    if leftover.kind == "unfinished" and not any(folder.iterdir()):
+                        folder.rmdir()
+        except OSError as error:
+            message = f"cannot remove {leftover.path}: {error.strerror}"
+            raise StoreError(message, path=str(leftover.path), cause="io") from error
 
     def find(self, ref: ModelRef, catalogue: Catalogue) -> Entry:
         """Return the entry a ref means. Raises NotInstalled, or UnknownModel when no such model exists.
@@ -187,8 +234,7 @@ def verify(entry: Entry, progress: Progress = lambda done, total: None) -> Itera
     """Hash every file of an entry again. Blocking; yields one result per file."""
     done = 0
     for file, path in zip(entry.manifest.files, entry.paths(), strict=True):
-        base = done
-        yield FileCheck(path, _problem(file, path, lambda n, base=base: progress(base + n, entry.size)))  # type: ignore[misc]
+        yield FileCheck(path, _problem(file, path, part_of(progress, done, entry.size)))
         done += file.size
 
 
@@ -233,6 +279,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def _is_busy(partial: Path) -> bool:
+    """Say whether a process holds the lock of any variant (install.py)."""
+    for lock in _glob(partial, "*.lock"):
+        try:
+            with FileLock(lock, timeout=0):
+                continue
+        except (Timeout, OSError):
+            return True
+    return False
 
 
 def _manifests(root: Path) -> list[Path]:

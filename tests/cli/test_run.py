@@ -259,13 +259,12 @@ class TestOnATerminal:
             terminal.type("\x03")
             terminal.wait_for("> ")
             assert "word499" not in terminal.seen
-            terminal.type("\x03")
-            terminal.wait_for("Ctrl-C once more leaves")
+            terminal.interrupt("Ctrl-C once more leaves")
             terminal.type("\n")
             terminal.wait_for("> ")
-            terminal.type("\x03")
-            terminal.wait_for("once more")
-            terminal.type("\x03")
+            terminal.interrupt("once more")
+            with pytest.raises(EOFError):
+                terminal.interrupt("nothing more")
             assert terminal.end() == 130
 
     def test_a_lost_engine_is_started_again(self, tmp_path: Path) -> None:

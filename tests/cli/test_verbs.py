@@ -180,6 +180,24 @@ def test_verify_names_the_damaged_file(installed: Path, home: Path) -> None:
     refused(edgeqwen("verify"), 2, "`--all`")
 
 
+def test_a_changed_file_is_not_run(installed: Path, home: Path) -> None:
+    assert edgeqwen("run", "mine", "hi", "--max-tokens", "2").code == 0
+    path = home / "data" / "models" / "mine" / "q8_0" / "Mine-Q8_0.gguf"
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1
+    path.write_bytes(data)  # the size is as before
+    refused(edgeqwen("run", "mine", "hi"), 4, "Mine-Q8_0.gguf", "has changed since it was installed")
+    data[-200] ^= 1
+    path.write_bytes(data)
+    assert edgeqwen("run", "mine", "hi", "--max-tokens", "2").code == 0
+    assert str(path) in (home / "state" / "stamps.json").read_text()
+
+
+def test_lost_or_damaged_stamps_cost_a_hash_and_nothing_else(installed: Path, home: Path) -> None:
+    (home / "state" / "stamps.json").write_text("nonsense")
+    assert edgeqwen("run", "mine", "hi", "--max-tokens", "2").code == 0
+
+
 def test_rm_asks_first(installed: Path, home: Path) -> None:
     refused(edgeqwen("rm", "mine"), 2, "`--yes`")
     done = edgeqwen("rm", "mine", "--yes", "--json")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from edgeqwen.models.digest import CHUNK, digest_of
 from tests.support.hub import REVISION, Hub
@@ -315,3 +316,27 @@ def test_a_hub_without_that_repository(hub: Hub, model: Path) -> None:
     refused(edgeqwen("pull", "hf:no/such"), 5, "no such")
     (hub.folder / "a" / "empty").mkdir(parents=True)
     refused(edgeqwen("pull", "hf:a/empty"), 3, "no GGUF models")
+
+
+def test_leftovers_are_listed_and_pruned(hub: Hub, model: Path, home: Path) -> None:
+    hub.fail(model.name, "status", at=404, times=9)
+    store = home / "data" / "models"
+    (store / "partial").mkdir(parents=True)
+    (store / "partial" / f"{'a' * 64}.part").write_bytes(b"GGUF")
+    (store / "half" / "q8_0").mkdir(parents=True)
+    (store / "half" / "q8_0" / "half.gguf").write_bytes(b"GGUF")
+    rows = edgeqwen("list", "--partial", "--json").json
+    assert sorted((row["kind"], row["size_bytes"]) for row in rows) == [("part", 4), ("unfinished", 4)]
+    refused(edgeqwen("prune"), 2, "--yes")
+    assert edgeqwen("prune", "--yes", "--json").json == {"files": 2, "freed_bytes": 8}
+    assert not (store / "half").exists()
+    assert edgeqwen("list", "--partial", "--json").json == []
+
+
+def test_what_is_worked_on_is_not_pruned(hub: Hub, model: Path, home: Path) -> None:
+    partial = home / "data" / "models" / "partial"
+    partial.mkdir(parents=True)
+    (partial / f"{'a' * 64}.part").write_bytes(b"GGUF")
+    with FileLock(partial / "tiny-q8_0.lock"):
+        assert edgeqwen("list", "--partial", "--json").json == []
+    assert len(edgeqwen("list", "--partial", "--json").json) >= 1

@@ -79,14 +79,26 @@ class Terminal:
         """Send keys; "\\x03" is Ctrl-C and "\\x04" Ctrl-D."""
         os.write(self._fd, text.encode())
 
+    def interrupt(self, pattern: str) -> None:
+        """Press Ctrl-C until `pattern` comes: CPython's input() sleeps on when one hits it as it begins."""
+        for _ in range(5):
+            self.type("\x03")
+            try:
+                self.wait_for(pattern, seconds=4)
+                return
+            except TimeoutError:
+                continue
+        self.wait_for(pattern)
+
     def wait_for(self, pattern: str, seconds: float = 20) -> str:
         """Read until `pattern` shows up after what was waited for before; return the text up to its end."""
         deadline = time.monotonic() + seconds
         while not (match := re.search(pattern, self.seen)):
             left = deadline - time.monotonic()
-            assert left > 0, f"{pattern!r} did not come; the terminal shows {self.seen!r}"
+            if left <= 0:
+                raise TimeoutError(f"{pattern!r} did not come; the terminal shows {self.seen!r}")
             if not self._read(left):
-                raise AssertionError(f"the program ended before {pattern!r} came: {self.seen!r}")
+                raise EOFError(f"the program ended before {pattern!r} came: {self.seen!r}")
         text, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return text
 
