@@ -51,6 +51,8 @@ def list_quants(repo: str, sources: Sources) -> dict[str, tuple[Origin, ...]]:
 
     Raises DownloadError when the hub does not answer, NotFound when it has no such models.
     """
+    if not sources.hubs:
+        raise InvalidInput("no hub is among `pull.sources`, so hf: refs cannot be asked for")
     hub = sources.hubs[0]
     address = Address(f"{hub}/api/models/{quote(repo)}?blobs=true", sources.token)
     body, _ = _ask(address, _MAX_ANSWER)
