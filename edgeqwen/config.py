@@ -21,6 +21,10 @@ class StoreConfig:
 
     roots: tuple[str, ...] = ()
     """More folders to search for models, after the user's own store; they are never written to."""
+    path: str | None = None
+    """The user's own store; unset: `models` in the data folder. Setting it moves the models."""
+    moving_from: str | None = None
+    """Where the store was while a move is unfinished; it is searched as well. Set by the move itself."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,16 @@ class Paths:
         return self.state / "stamps.json"
 
     @property
+    def measured(self) -> Path:
+        """What loaded models took on this machine."""
+        return self.state / "measured.json"
+
+    @property
+    def heads(self) -> Path:
+        """What the heads of remote files said."""
+        return self.cache / "heads"
+
+    @property
     def config_file(self) -> Path:
         return self.config / "config.toml"
 

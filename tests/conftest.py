@@ -17,7 +17,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the test an EDGEQWEN_HOME and nothing else of the machine's settings."""
     for name in list(os.environ):
         is_ours = name.startswith("EDGEQWEN_") and name != "EDGEQWEN_TEST_MODEL"
-        is_a_hubs = name.startswith(("HF_", "OLLAMA_"))
+        is_a_hubs = name.startswith(("HF_", "OLLAMA_", "MODELSCOPE_"))
         if is_ours or is_a_hubs or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "PYTHONUNBUFFERED"):

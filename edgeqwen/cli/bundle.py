@@ -19,6 +19,7 @@ from edgeqwen.models import bundle as bundles
 from edgeqwen.models.export import export as write_bundle
 from edgeqwen.models.minisign import PublicKey, SecretKey, parse_public
 from edgeqwen.models.ref import parse_ref
+from edgeqwen.models.volume import is_fat
 from edgeqwen.paths import Paths
 from edgeqwen.text import clean_line
 
@@ -53,7 +54,7 @@ def export(invocation: Invocation, refs: tuple[str, ...], folder: Path, part_siz
     store, catalogue = invocation.store, invocation.catalogue
     entries = {entry.ref: entry for entry in (store.find(parse_ref(ref), catalogue) for ref in refs)}
     key = _signing_key(invocation.paths)
-    size = _size(part_size) if part_size else (_FAT_PART if _is_fat(folder) else _NO_LIMIT)
+    size = _size(part_size) if part_size else (_FAT_PART if is_fat(folder) else _NO_LIMIT)
     with output.Status() as status:
         progress = partial(status.share, f"writing {folder}")
         manifest = write_bundle(list(entries.values()), folder, key, size, progress)
@@ -231,15 +232,3 @@ def _size(text: str) -> int:
     if match is None or not int(match[1]):
         raise InvalidInput(f"not a size: {clean_line(text, 40)}; write one such as 3900M")
     return int(match[1]) * _UNITS[match[2]]
-
-
-def _is_fat(folder: Path) -> bool:
-    """Say whether a folder will lie on a FAT file system, which holds no file of 4 GiB. Linux only."""
-    try:
-        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    target = folder.absolute()
-    kinds = {Path(fields[1]): fields[2] for fields in map(str.split, mounts) if len(fields) > 2}
-    nearest = next((kinds[path] for path in (target, *target.parents) if path in kinds), "")
-    return nearest in ("vfat", "msdos")

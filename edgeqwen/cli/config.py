@@ -10,6 +10,7 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
+from edgeqwen.cli.space import move_store
 from edgeqwen.config import Config, set_value
 from edgeqwen.errors import InvalidConfig
 from edgeqwen.tomlfile import nearest
@@ -51,9 +52,15 @@ def get(invocation: Invocation, key: str) -> None:
 @json_option
 @click.pass_obj
 def set_(invocation: Invocation, key: str, value: str) -> None:
-    """Set one setting; VALUE is a TOML value or a plain word."""
+    """Set one setting; VALUE is a TOML value or a plain word.
+
+    Setting store.path moves the installed models there; stopped, the same command goes on.
+    """
     _known(invocation, key)
-    set_value(invocation.paths.config_file, key, value)
+    if key == "store.path":
+        move_store(invocation, value)
+    else:
+        set_value(invocation.paths.config_file, key, value)
     _confirm(invocation, key)
 
 
@@ -64,7 +71,10 @@ def set_(invocation: Invocation, key: str, value: str) -> None:
 def unset(invocation: Invocation, key: str) -> None:
     """Take one setting back to its default."""
     _known(invocation, key)
-    set_value(invocation.paths.config_file, key, None)
+    if key == "store.path":
+        move_store(invocation, None)
+    else:
+        set_value(invocation.paths.config_file, key, None)
     _confirm(invocation, key)
 
 
@@ -77,7 +87,7 @@ def path(invocation: Invocation) -> None:
     found = {
         "config": str(paths.config_file),
         "catalogue": str(paths.user_catalogue),
-        "models": str(paths.models),
+        "models": str(invocation.store.root),
         "logs": str(paths.logs),
     }
     if invocation.as_json:

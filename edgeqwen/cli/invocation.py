@@ -14,6 +14,8 @@ from edgeqwen.paths import Paths, shipped_catalogue, site_stores, user_paths
 if TYPE_CHECKING:
     from edgeqwen.config import Config
     from edgeqwen.models.catalogue import Catalogue
+    from edgeqwen.models.heads import Heads
+    from edgeqwen.models.measured import Measured
     from edgeqwen.models.stamps import Stamps
     from edgeqwen.models.store import Store
 
@@ -44,11 +46,25 @@ class Invocation:
     def store(self) -> Store:
         from edgeqwen.models.store import Store
 
-        extra = (Path(root).expanduser() for root in self.config.store.roots)
-        return Store(self.paths.models, (*extra, *site_stores()))
+        settings = self.config.store
+        roots = (settings.moving_from, *settings.roots) if settings.moving_from else settings.roots
+        own = Path(settings.path).expanduser() if settings.path else self.paths.models
+        return Store(own, (*(Path(root).expanduser() for root in roots), *site_stores()))
 
     @cached_property
     def stamps(self) -> Stamps:
         from edgeqwen.models.stamps import Stamps
 
         return Stamps(self.paths.stamps)
+
+    @cached_property
+    def measured(self) -> Measured:
+        from edgeqwen.models.measured import Measured
+
+        return Measured(self.paths.measured)
+
+    @cached_property
+    def heads(self) -> Heads:
+        from edgeqwen.models.heads import Heads
+
+        return Heads(self.paths.heads)

@@ -31,12 +31,15 @@ VERBS = {
     "show": _Verb("models:show", "Show what is known of a model."),
     "pull": _Verb("pull:pull", "Download a model, or take it from where it is already."),
     "import": _Verb("models:import_model", "Take a GGUF file from this machine into the store."),
-    "verify": _Verb("models:verify_models", "Hash installed files again and name the damaged ones."),
+    "verify": _Verb("models:verify_models", "Check installed files and name the damaged ones."),
     "rm": _Verb("models:rm", "Remove installed models."),
     "fit": _Verb("fit:fit", "Say what fits into this machine's memory."),
+    "recommend": _Verb("fit:recommend", "Pick the model and quant that suit this machine."),
+    "search": _Verb("search:search", "Find Qwen models, in the catalogue and on the hub."),
     "bundle": _Verb("bundle:bundle", "Carry models to a machine without a network."),
     "trust": _Verb("bundle:trust", "Say whose bundles are taken."),
-    "prune": _Verb("models:prune", "Remove what unfinished downloads and imports have left."),
+    "du": _Verb("space:du", "Say what the models take on disk."),
+    "prune": _Verb("space:prune", "Remove what unfinished downloads and imports have left."),
     "config": _Verb("config:config", "Read and change settings."),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from edgeqwen.cli import describe, output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option, yes_option
 from edgeqwen.cli.output import size_text
+from edgeqwen.cli.space import list_leftovers
 from edgeqwen.errors import InvalidInput, NotInstalled
 from edgeqwen.models import store as stores
 from edgeqwen.models.adopt import adopt
@@ -67,7 +67,7 @@ def import_model(invocation: Invocation, path: Path, move: bool) -> None:
 def list_models(invocation: Invocation, everything: bool, partial: bool) -> None:
     """List the models that are installed."""
     if partial:
-        _list_leftovers(invocation)
+        list_leftovers(invocation)
         return
     entries = invocation.store.entries()
     for path in invocation.store.broken_manifests():
@@ -116,13 +116,17 @@ def show(invocation: Invocation, ref: str) -> None:
 @click.command("verify")
 @click.argument("ref", required=False)
 @click.option("--all", "everything", is_flag=True, help="Check every installed model.")
-@click.option("--repair", "repairs", is_flag=True, help="Download the damaged places again.")
+@click.option("--full", is_flag=True, help="Hash also the files that look unchanged.")
+@click.option("--repair", "repairs", is_flag=True, help="Hash everything and download damaged places again.")
 @json_option
 @click.pass_obj
-def verify_models(invocation: Invocation, ref: str | None, everything: bool, repairs: bool) -> int:
-    """Hash installed files again and name the damaged ones.
+def verify_models(
+    invocation: Invocation, ref: str | None, everything: bool, full: bool, repairs: bool
+) -> int:
+    """Check installed files and name the damaged ones.
 
-    With --repair, only the chunks of 16 MiB that are wrong are downloaded.
+    Files whose inode, size and times are those of the last check count as unchanged; --full hashes them all
+    the same. With --repair, only the chunks of 16 MiB that are wrong are downloaded.
     """
     if (ref is None) != everything:
         raise InvalidInput("name a model or give `--all`, one of the two")
@@ -131,62 +135,38 @@ def verify_models(invocation: Invocation, ref: str | None, everything: bool, rep
     problems = [
         {"path": str(path), "problem": "cannot be read"} for path in store.broken_manifests() if not ref
     ]
-    n_files, repaired = 0, []
+    n_files, n_hashed, repaired = 0, 0, []
     for entry in entries:
-        for check in _verify(entry):
+        if not (full or repairs) and invocation.stamps.hold(entry):
+            checks = [stores.FileCheck(path, None) for path in entry.paths()]
+            note = " (unchanged)"
+        else:
+            checks, note = _hash(invocation, entry), ""
+            n_hashed += len(checks)
+        for check in checks:
             n_files += 1
             if check.problem and repairs:
                 repaired.append({"path": str(check.path), **_repair(invocation, entry, check.path)})
             elif check.problem:
                 problems.append({"path": str(check.path), "problem": check.problem})
             if not invocation.as_json:
-                output.line(f"{_verdict(check, repairs=repairs):9}{entry.ref}  {check.path.name}")
+                verdict = ("repaired" if repairs else "damaged") if check.problem else "ok"
+                output.line(f"{verdict:9}{entry.ref}  {check.path.name}{note}")
     if invocation.as_json:
-        output.document({"files": n_files, "problems": problems, "repaired": repaired})
+        output.document({"files": n_files, "hashed": n_hashed, "problems": problems, "repaired": repaired})
+    _tell_verified(problems, n_unhashed=n_files - n_hashed)
+    return 4 if problems else 0
+
+
+def _tell_verified(problems: list[dict[str, str]], *, n_unhashed: int) -> None:
     for problem in problems:
         output.note(f"error: {problem['path']} {problem['problem']}")
     if problems:
         output.note(
             "\nhint: `--repair` downloads the damaged places again; or `edgeqwen rm` and import a good copy"
         )
-    return 4 if problems else 0
-
-
-@click.command()
-@yes_option
-@json_option
-@click.pass_obj
-def prune(invocation: Invocation, yes: bool) -> None:
-    """Remove what unfinished downloads and imports have left.
-
-    Nothing that is installed is touched, and nothing that another edgeqwen works on now.
-    """
-    leftovers = invocation.store.leftovers()
-    size = sum(leftover.size for leftover in leftovers)
-    if leftovers and not yes:
-        if not sys.stdin.isatty():
-            raise InvalidInput(
-                f"removing {size_text(size)} needs a yes: give `--yes` where nobody can be asked"
-            )
-        click.confirm(f"remove {len(leftovers)} files ({size_text(size)})?", abort=True, err=True)
-    invocation.store.prune(leftovers)
-    if invocation.as_json:
-        output.document({"files": len(leftovers), "freed_bytes": size})
-    else:
-        output.note(f"removed {len(leftovers)} files, {size_text(size)} freed")
-
-
-def _list_leftovers(invocation: Invocation) -> None:
-    leftovers = invocation.store.leftovers()
-    if invocation.as_json:
-        rows = [{"path": str(left.path), "kind": left.kind, "size_bytes": left.size} for left in leftovers]
-        output.document(rows)
-    elif leftovers:
-        table = [(str(left.path), left.kind, size_text(left.size)) for left in leftovers]
-        output.table(("FILE", "KIND", ">SIZE"), table)
-        output.note("\nhint: pull or import the same model again to go on, or `edgeqwen prune`")
-    else:
-        output.note("nothing was left unfinished")
+    elif n_unhashed:
+        output.note(f"{n_unhashed} unchanged since their last hash; `--full` hashes them again")
 
 
 @click.command()
@@ -215,12 +195,6 @@ def rm(invocation: Invocation, refs: tuple[str, ...], yes: bool) -> None:
         output.note(f"removed {ref}, {size_text(n_bytes)} freed")
 
 
-def _verdict(check: stores.FileCheck, *, repairs: bool) -> str:
-    if check.problem is None:
-        return "ok"
-    return "repaired" if repairs else "damaged"
-
-
 def _repair(invocation: Invocation, entry: Entry, path: Path) -> dict[str, int]:
     """Make one file right again and say what it took. Raises StoreError or DownloadError."""
     origins = origins_of(entry, invocation.catalogue)
@@ -234,11 +208,12 @@ def _repair(invocation: Invocation, entry: Entry, path: Path) -> dict[str, int]:
     return {"downloaded_bytes": fetched}
 
 
-def _verify(entry: Entry) -> Iterator[stores.FileCheck]:
+def _hash(invocation: Invocation, entry: Entry) -> list[stores.FileCheck]:
     with output.Status() as status:
-        for check in stores.verify(entry, partial(status.share, f"checking {entry.ref}")):
-            status.clear()
-            yield check
+        checks = list(stores.verify(entry, partial(status.share, f"checking {entry.ref}")))
+    if not any(check.problem for check in checks):
+        invocation.stamps.put(entry)
+    return checks
 
 
 def _installed(invocation: Invocation, ref: str) -> Entry:

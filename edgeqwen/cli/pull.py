@@ -15,7 +15,7 @@ from edgeqwen.cli.options import json_option, yes_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput
 from edgeqwen.machine.memory import available_bytes
-from edgeqwen.models.fit import estimate, facts_from_catalogue
+from edgeqwen.models.fit import estimate
 from edgeqwen.models.install import find_same
 from edgeqwen.models.pull import Plan, PullWatch, plan_pull
 from edgeqwen.models.pull import pull as pull_model
@@ -47,7 +47,7 @@ def pull(invocation: Invocation, ref: str, dry_run: bool, yes: bool) -> None:
     With --json, each line is an event, and the last one is the installed model.
     """
     sources = user_sources(invocation.config.pull.sources)
-    plan = plan_pull(parse_ref(ref), invocation.catalogue, sources)
+    plan = plan_pull(parse_ref(ref), invocation.catalogue, sources, invocation.heads)
     meter = _Meter(plan, as_json=invocation.as_json)
     n_held = plan.n_held(invocation.store)
     meter.event(
@@ -81,16 +81,12 @@ def pull(invocation: Invocation, ref: str, dry_run: bool, yes: bool) -> None:
 def _tell_plan(invocation: Invocation, plan: Plan, n_held: int) -> None:
     kept = f", of which {size_text(n_held)} are here already" if n_held else ""
     model = plan.model_known
+    name = invocation.catalogue.licences[model.licence].name if model else "not known, see its web page"
+    output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: {name}")
     if model is None:
-        output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: not known, see its web page")
         output.note("note: no catalogue knows this file: the hub's own sha256 is taken on trust, this once")
-        return
-    licence = invocation.catalogue.licences[model.licence]
-    output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: {licence.name}")
-    variant = model.variant(plan.quant)
-    assert variant is not None
-    needed = estimate(facts_from_catalogue(model, variant), _LEAST_CONTEXT).total
-    available = available_bytes()
+    parts = estimate(plan.facts, min(_LEAST_CONTEXT, plan.facts.context)).total
+    needed, available = parts + invocation.measured.correction(None, parts), available_bytes()
     if needed > available:
         output.note(
             f"note: it needs about {size_text(needed)} of memory and {size_text(available)} are available; "

@@ -28,8 +28,9 @@ from edgeqwen.errors import EdgeQwenError, InvalidInput, WorkerLost
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.models.facts import ModelFacts
-from edgeqwen.models.fit import DEFAULT_CONTEXT, choose_context
+from edgeqwen.models.fit import DEFAULT_CONTEXT, choose_context, estimate
 from edgeqwen.models.locate import locate, read_located
+from edgeqwen.models.measured import Load
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class Talk:
         self._runner = asyncio.Runner()
         self.session = Session(WorkerClient(invocation.paths.logs), conversation=Conversation(options.system))
         self._ready: Ready | None = None
+        self._load_estimate: tuple[Load, int] | None = None
         self._was_interrupted = False
         self.think(config.think if options.think is None else options.think)
 
@@ -115,6 +117,7 @@ class Talk:
         self._end_reply(failure)
         if not failure:
             self._tell_how_it_ended()
+            self._keep_memory()
         return failure
 
     def _end_reply(self, failure: EdgeQwenError | None) -> None:
@@ -146,6 +149,14 @@ class Talk:
         parts.append(f"prompt {stats.prompt_tokens:,}, {stats.cached_tokens:,} of it cached")
         return " · ".join(parts)
 
+    def _keep_memory(self) -> None:
+        """Remember what the model took, once per load: `fit` corrects its estimates by it."""
+        reply = self.session.reply
+        if self._load_estimate and reply and reply.finished and reply.finished.stats.completion_tokens:
+            load, estimated = self._load_estimate
+            self._invocation.measured.put(load, estimated, reply.finished.stats.rss_bytes)
+            self._load_estimate = None
+
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
 
@@ -154,7 +165,7 @@ class Talk:
         if self._located.entry is not None:
             with output.Status() as status:
                 self._invocation.stamps.check(
-                    self._located.entry, partial(status.share, f"checking {self.name}, which has changed")
+                    self._located.entry, partial(status.share, f"checking {self.name}")
                 )
 
     async def _load(self) -> Ready:
@@ -181,6 +192,9 @@ class Talk:
                 )
         if facts and n_ctx > facts.context:
             output.note(f"note: {n_ctx:,} tokens are more than the {facts.context:,} the model was made for")
+        if facts and self._located.entry:
+            load = Load(self._located.entry.manifest.files[0].sha256, n_ctx, self._options.kv_type)
+            self._load_estimate = (load, estimate(facts, n_ctx, load.kv_type).total)
         return LoadParams(
             paths=tuple(str(Path(path).absolute()) for path in self._located.paths),
             engine="scripted" if self._located.is_script else "llama",

@@ -154,7 +154,7 @@ def install(bundle: Opened, store: Store, progress: Progress) -> list[tuple[Entr
                 is_new = entry is None
                 if entry is None:
                     check_free_name(store, model.model, model.quant)
-                    check_room(store, size)
+                    check_room(store, size, max(file.size for file in model.files))
                     tell = part_of(progress, done, bundle.manifest.size)
                     entry = _install_one(bundle, model, blobs, store, tell)
         except OSError as error:

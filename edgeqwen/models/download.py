@@ -20,6 +20,7 @@ from edgeqwen.models.digest import Digest, Digests
 from edgeqwen.models.remote import Address, Refused, TryAgain, open_stretch
 
 _STRIKES = 6  # tries in a row without a single byte
+_STRIKES_BEFORE_ANOTHER = 3  # the same, where there is another source to ask
 _LONGEST_WAIT_S = 30.0
 _MAGIC = b"GGUF"
 
@@ -55,7 +56,8 @@ def fetch(wanted: Wanted, addresses: Sequence[Address], part: Path, watch: Watch
     reasons: list[str] = []
     for address in addresses:
         try:
-            return _from_one(wanted, address, part, watch)
+            strikes = _STRIKES if address is addresses[-1] else _STRIKES_BEFORE_ANOTHER
+            return _from_one(wanted, address, part, watch, strikes)
         except Refused as error:
             reasons.append(f"{address.host}: {error}")
             watch.on_trouble(reasons[-1])
@@ -67,11 +69,11 @@ def fetch(wanted: Wanted, addresses: Sequence[Address], part: Path, watch: Watch
     )
 
 
-def _from_one(wanted: Wanted, address: Address, part: Path, watch: Watch) -> Digests:
+def _from_one(wanted: Wanted, address: Address, part: Path, watch: Watch, max_strikes: int) -> Digests:
     """Try one address until the file is whole. Raises Refused."""
     for is_last_try in (False, True):
         with _Part(part, wanted.size) as held:
-            _transfer(wanted, address, held, watch)
+            _transfer(wanted, address, held, watch, max_strikes)
             fetched = held.finish()
         if fetched.sha256 == wanted.sha256:
             return fetched
@@ -82,7 +84,7 @@ def _from_one(wanted: Wanted, address: Address, part: Path, watch: Watch) -> Dig
     raise Refused(f"{found}, twice")
 
 
-def _transfer(wanted: Wanted, address: Address, part: _Part, watch: Watch) -> None:
+def _transfer(wanted: Wanted, address: Address, part: _Part, watch: Watch, max_strikes: int) -> None:
     strikes = 0
     while part.size < wanted.size:
         before = part.size
@@ -90,7 +92,7 @@ def _transfer(wanted: Wanted, address: Address, part: _Part, watch: Watch) -> No
             _one_answer(wanted, address, part, watch)
         except TryAgain as error:
             strikes = 0 if part.size > before else strikes + 1
-            if strikes >= _STRIKES:
+            if strikes >= max_strikes:
                 raise Refused(f"{error}, {strikes} times in a row") from error
             pause = error.wait_s
             if pause is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeqwen.errors import InvalidGGUF, InvalidInput
@@ -53,7 +53,7 @@ class ModelFacts:
     recurrent_state_bytes: int
     """Per sequence, for hybrid models."""
     weights_bytes: int
-    """Bytes of all tensors of this file."""
+    """Bytes of all tensors; where only the first shard was read, of that one."""
     n_parameters: int
     template_sha256: str | None
     """None: the file has no chat template."""
@@ -107,7 +107,13 @@ def read_model(paths: Sequence[Path], names: Sequence[str] | None = None) -> Mod
     expected = headers[0].metadata.get("split.tensors.count", n_tensors)
     if expected != n_tensors:
         raise InvalidInput(f"the shards of {names[0]} hold {n_tensors} tensors instead of {expected}")
-    return facts
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    return replace(
+        facts,
+        weights_bytes=_weights_bytes(tensors),
+        repacked_bytes=_repacked_bytes(tensors),
+        n_parameters=_n_parameters(tensors),
+    )
 
 
 def open_header(path: Path, name: str | None = None) -> GGUFHeader:
@@ -161,13 +167,13 @@ class _Check:
             n_vocab=n_vocab,
             kv_values_per_token=kv_values,
             recurrent_state_bytes=self._recurrent_state(n_layers),
-            weights_bytes=sum(tensor.n_bytes for tensor in self._header.tensors),
-            n_parameters=sum(math.prod(tensor.dims) for tensor in self._header.tensors),
+            weights_bytes=_weights_bytes(self._header.tensors),
+            n_parameters=_n_parameters(self._header.tensors),
             template_sha256=self._template(),
             licence=self._text("general.license"),
             split_count=self._split_count(),
             n_ff=self._n_ff(),
-            repacked_bytes=sum(tensor.n_bytes for tensor in self._header.tensors if _is_repacked(tensor)),
+            repacked_bytes=_repacked_bytes(self._header.tensors),
         )
 
     def _architecture(self) -> None:
@@ -303,6 +309,18 @@ class _Check:
         if len(value) < n_layers:
             raise self.refuse(f"its {key} lists {len(value)} layers instead of {n_layers}")
         return [self._bounded(key, item, low, 1024) for item in value]
+
+
+def _weights_bytes(tensors: Sequence[TensorInfo]) -> int:
+    return sum(tensor.n_bytes for tensor in tensors)
+
+
+def _repacked_bytes(tensors: Sequence[TensorInfo]) -> int:
+    return sum(tensor.n_bytes for tensor in tensors if _is_repacked(tensor))
+
+
+def _n_parameters(tensors: Sequence[TensorInfo]) -> int:
+    return sum(math.prod(tensor.dims) for tensor in tensors)
 
 
 def _is_repacked(tensor: TensorInfo) -> bool:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from edgeqwen.errors import StoreError
 from edgeqwen.models.digest import digest_of
 from edgeqwen.models.store import MANIFEST, Entry, Manifest, ManifestFile, Store, sync_folder, write_manifest
+from edgeqwen.models.volume import FAT_LARGEST, is_fat
 
 _MARGIN = 64 << 20  # bytes left free on the disk
 _FICLONE = 0x40049409  # linux/fs.h
@@ -64,8 +65,11 @@ def check_free_name(store: Store, model: str, quant: str) -> None:
         raise StoreError(message, path=str(folder), cause="name_taken")
 
 
-def check_room(store: Store, n_bytes: int) -> None:
-    """Raise OSError when the store's disk has no room for so many bytes more."""
+def check_room(store: Store, n_bytes: int, largest: int = 0) -> None:
+    """Raise OSError when the store's disk has no room for so many bytes, the largest file's among them."""
+    if largest > FAT_LARGEST and is_fat(store.root):
+        message = f"{store.root} is on a FAT disk, which holds no file of {largest:,} bytes; exFAT does"
+        raise StoreError(message, path=str(store.root), cause="io")
     free = shutil.disk_usage(store.partial).free
     if free < n_bytes + _MARGIN:
         raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes needed, {free:,} free")
@@ -100,7 +104,7 @@ def publish(store: Store, manifest: Manifest) -> Entry:
 def bring(source: Path, part: Path, file: ManifestFile) -> Way:
     """Make a part file of a local one by the cheapest way the disk offers. Raises OSError or StoreError."""
     part.unlink(missing_ok=True)
-    ways: tuple[tuple[Way, Callable[[Path, Path], bool]], ...] = (("hard link", _link), ("reflink", _reflink))
+    ways: tuple[tuple[Way, Callable[[Path, Path], bool]], ...] = (("hard link", link), ("reflink", _reflink))
     way = next((name for name, attempt in ways if attempt(source, part)), None)
     if way is not None:
         if part.stat().st_size != file.size:
@@ -132,8 +136,8 @@ def store_error(error: OSError, store: Store, size: int) -> StoreError:
     return StoreError(f"cannot write {where}: {error.strerror or error}", path=where, cause="io")
 
 
-def _link(source: Path, part: Path) -> bool:
-    """Hard-link, unless the disk, the system or another volume forbids it."""
+def link(source: Path, part: Path) -> bool:
+    """Hard-link, unless the disk, the system or another volume forbids it. Raises OSError when full."""
     try:
         os.link(source.resolve(), part)
     except OSError as error:

@@ -14,8 +14,10 @@ from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError
 from edgeqwen.models.catalogue import Catalogue, Model, Variant
 from edgeqwen.models.digest import digest_of
 from edgeqwen.models.download import Wanted, Watch, fetch
-from edgeqwen.models.facts import read_model
-from edgeqwen.models.hub import choose_quant, list_quants, read_remote_facts
+from edgeqwen.models.facts import ModelFacts, read_model
+from edgeqwen.models.fit import facts_from_catalogue
+from edgeqwen.models.heads import Heads
+from edgeqwen.models.hub import choose_quant, list_quants
 from edgeqwen.models.install import (
     bring,
     check_free_name,
@@ -43,6 +45,8 @@ class Plan:
     """One per file, shards in order."""
     model_known: Model | None
     """What the catalogue knows of it; None: the hub's own word is all there is."""
+    facts: ModelFacts
+    """For estimates: unproven until the files are here."""
 
     @property
     def ref(self) -> str:
@@ -73,35 +77,38 @@ class PullWatch:
     """Bytes that came over the network, repeats included."""
 
 
-def plan_pull(ref: ModelRef, catalogue: Catalogue, sources: Sources) -> Plan:
+def plan_pull(ref: ModelRef, catalogue: Catalogue, sources: Sources, heads: Heads) -> Plan:
     """Return what a ref means. Blocking: for `hf:` refs the hub is asked, and the head of the file read.
 
     Raises UnknownModel, NotInstalled, InvalidInput; for `hf:` refs also DownloadError and InvalidGGUF.
     """
     if ref.hub is not None:
-        return _plan_from_hub(ref.hub, ref.quant, catalogue, sources)
+        return _plan_from_hub(ref.hub, ref.quant, catalogue, sources, heads)
     if ref.model is None:
         raise InvalidInput(f"{ref} is a path; `edgeqwen import` takes files")
     model = catalogue.find(ref)
     variant = _variant(model, ref)
-    repo, revision = variant.repo or model.repo, variant.revision or model.revision
-    origins = tuple(Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files)
-    return Plan(model.ref, variant.quant, origins, model)
+    origins = origins_in_catalogue(model, variant)
+    facts = heads.known(origins) or facts_from_catalogue(model, variant)
+    return Plan(model.ref, variant.quant, origins, model, facts)
 
 
-def _plan_from_hub(repo: str, quant: str | None, catalogue: Catalogue, sources: Sources) -> Plan:
+def _plan_from_hub(
+    repo: str, quant: str | None, catalogue: Catalogue, sources: Sources, heads: Heads
+) -> Plan:
     quants = list_quants(repo, sources)
     quant = choose_quant(repo, quants, quant)
     origins = quants[quant]
     known = catalogue.recognise(origins[0].size, origins[0].sha256)
     if known:
-        return Plan(known[0].ref, known[1].quant, origins, known[0])
-    read_remote_facts(origins, sources)
+        facts = facts_from_catalogue(known[0], known[1])
+        return Plan(known[0].ref, known[1].quant, origins, known[0], facts)
+    facts = heads.read(origins, sources)
     name = normal_name(repo.partition("/")[2])
     model = re.sub(r"[^a-z0-9._-]+", "-", name).strip("-._")[:64]
     if not is_safe_name(model) or not is_safe_name(quant):
         raise InvalidInput(f"{repo} has a name that cannot be used for a folder")
-    return Plan(model, quant, origins, None)
+    return Plan(model, quant, origins, None, facts)
 
 
 def _variant(model: Model, ref: ModelRef) -> Variant:
@@ -128,7 +135,8 @@ def pull(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
             if entry := find_same(store, wanted):
                 return entry
             check_free_name(store, plan.model, plan.quant)
-            check_room(store, plan.size - plan.n_held(store))
+            largest = max(origin.size for origin in plan.origins)
+            check_room(store, plan.size - plan.n_held(store), largest)
             return _install(plan, store, sources, watch)
     except OSError as error:
         raise store_error(error, store, plan.size) from error
@@ -199,6 +207,12 @@ def _size(store: Store, origin: Origin) -> int:
         return 0
 
 
+def origins_in_catalogue(model: Model, variant: Variant) -> tuple[Origin, ...]:
+    """Return where the catalogue says a variant's files are."""
+    repo, revision = variant.repo or model.repo, variant.revision or model.revision
+    return tuple(Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files)
+
+
 def origins_of(entry: Entry, catalogue: Catalogue) -> Sequence[Origin]:
     """Return where an installed entry's files may be had again. Raises StoreError when nobody knows."""
     manifest = entry.manifest
@@ -209,7 +223,6 @@ def origins_of(entry: Entry, catalogue: Catalogue) -> Sequence[Origin]:
     hashes = [file.sha256 for file in manifest.files]
     for variant in variants:
         if model and [file.sha256 for file in variant.files] == hashes:
-            repo, revision = variant.repo or model.repo, variant.revision or model.revision
-            return [Origin(repo, revision, f.name, f.sha256, f.size) for f in variant.files]
+            return origins_in_catalogue(model, variant)
     message = f"{entry.ref} came from a file of this machine, so there is nowhere to get its bytes from"
     raise StoreError(message, path=str(entry.folder), cause="missing_file")

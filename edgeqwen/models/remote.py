@@ -90,12 +90,12 @@ def open_stretch(address: Address, start: int, size: int, end: int | None = None
     return Body(answer, begins)
 
 
-def read_start(address: Address, n_bytes: int) -> tuple[bytes, int | None]:
+def read_start(address: Address, n_bytes: int, timeout_s: float = _TIMEOUT_S) -> tuple[bytes, int | None]:
     """Return the first bytes of a file and the size of the whole, where the server says it. Blocking.
 
     Raises TryAgain or Refused.
     """
-    with _open(address, 0, n_bytes) as answer:
+    with _open(address, 0, n_bytes, timeout_s) as answer:
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         total = match[3] if match else answer.headers.get("Content-Length", "")
         try:
@@ -104,7 +104,10 @@ def read_start(address: Address, n_bytes: int) -> tuple[bytes, int | None]:
             raise TryAgain(_reason(error)) from error
 
 
-def _open(address: Address, start: int, end: int | None) -> http.client.HTTPResponse:
+def _open(
+    address: Address, start: int, end: int | None, timeout_s: float | None = None
+) -> http.client.HTTPResponse:
+    _refuse_socks(address)
     headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -112,7 +115,7 @@ def _open(address: Address, start: int, end: int | None) -> http.client.HTTPResp
     if address.token:
         request.add_unredirected_header("Authorization", f"Bearer {address.token}")
     try:
-        answer = _opener().open(request, timeout=_TIMEOUT_S)
+        answer = _opener().open(request, timeout=timeout_s or _TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             raise _refusal(error, address) from error
@@ -120,6 +123,15 @@ def _open(address: Address, start: int, end: int | None) -> http.client.HTTPResp
         raise _failure(error) from error
     assert isinstance(answer, http.client.HTTPResponse)
     return answer
+
+
+def _refuse_socks(address: Address) -> None:
+    """Raise Refused where the settings want a kind of proxy that this program would silently go around."""
+    proxies = urllib.request.getproxies()
+    parts = urlsplit(address.url)
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    if proxy.lower().startswith("socks") and not urllib.request.proxy_bypass(parts.hostname or ""):
+        raise Refused("the proxy settings name a SOCKS proxy; only HTTP proxies are supported (HTTPS_PROXY)")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -209,7 +221,7 @@ def _failure(error: Exception) -> TryAgain | Refused:
 
 def _reason(error: object) -> str:
     if isinstance(error, TimeoutError):
-        return f"nothing came for {_TIMEOUT_S:g} s"
+        return "nothing came for too long"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return clean_line(str(text))
 

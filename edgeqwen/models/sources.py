@@ -14,6 +14,9 @@ from urllib.parse import quote, urlsplit
 from edgeqwen.errors import InvalidConfig
 from edgeqwen.models.remote import Address
 
+_HUGGING_FACE = "https://huggingface.co"
+_MODELSCOPE = "https://modelscope.cn"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -35,13 +38,25 @@ class Sources:
     """Web addresses."""
     folders: tuple[Path, ...]
     token: str | None = None
-    """For the first hub alone."""
+    """For `token_hub` alone."""
+    token_hub: str = _HUGGING_FACE
+    modelscope: str = _MODELSCOPE
+    """The hub that speaks ModelScope's language; the others speak Hugging Face's, or are plain folders."""
+
+    def address(self, hub: str, path: str) -> Address:
+        """Return a page of a hub, with the token where it may go."""
+        return Address(f"{hub}/{path}", self.token if hub == self.token_hub else None)
 
     def addresses(self, origin: Origin) -> list[Address]:
-        """Return where a file may be downloaded."""
-        return [
-            Address(_address(hub, origin), self.token if hub == self.hubs[0] else None) for hub in self.hubs
-        ]
+        """Return where a file may be downloaded, likeliest first."""
+        return [self.address(hub, path) for hub in self.hubs for path in self._paths(hub, origin)]
+
+    def _paths(self, hub: str, origin: Origin) -> tuple[str, ...]:
+        repo, name = quote(origin.repo), quote(origin.name)
+        if hub == self.modelscope:
+            return (f"models/{repo}/resolve/master/{name}",)
+        resolved = f"{repo}/resolve/{quote(origin.revision)}/{name}"
+        return (resolved,) if hub == _HUGGING_FACE else (resolved, name, origin.sha256)
 
     def local_files(self, origin: Origin) -> Iterator[Path]:
         """Yield files on this machine that have the right size, likeliest first."""
@@ -68,33 +83,39 @@ class Sources:
 
 
 def user_sources(configured: Sequence[str]) -> Sources:
-    """Return the places of the settings, with HF_ENDPOINT first and HF_TOKEN. Raises InvalidConfig."""
-    endpoint = os.environ.get("HF_ENDPOINT")
-    hubs, folders = [endpoint.rstrip("/")] if endpoint else [], []
+    """Return the places of the settings, as the hubs' own variables change them. Raises InvalidConfig.
+
+    HF_ENDPOINT goes first, MODELSCOPE_ENDPOINT replaces modelscope.cn, HF_TOKEN is for
+    HF_ENDPOINT, or else for huggingface.co, and HF_HUB_OFFLINE leaves no hub at all.
+    """
+    endpoint, modelscope = _endpoint("HF_ENDPOINT"), _endpoint("MODELSCOPE_ENDPOINT") or _MODELSCOPE
+    hubs, folders = [endpoint] if endpoint else [], []
     for source in configured:
         scheme = urlsplit(source).scheme
         if scheme in ("http", "https"):
-            hubs.append(source.rstrip("/"))
+            hub = source.rstrip("/")
+            hubs.append(modelscope if hub in (_MODELSCOPE, "https://www.modelscope.cn") else hub)
         elif len(scheme) > 1:  # one letter is a drive
             message = f"pull.sources: {source} is neither a web address nor a folder"
             raise InvalidConfig(message, key="pull.sources")
         else:
             folders.append(Path(source).expanduser())
-    token = _token() if hubs and _is_private(hubs[0]) else None
-    return Sources(tuple(dict.fromkeys(hubs)), tuple(folders), token)
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        hubs = []
+    token_hub = endpoint or _HUGGING_FACE
+    token = _token() if _is_private(token_hub) else None
+    return Sources(tuple(dict.fromkeys(hubs)), tuple(folders), token, token_hub, modelscope)
+
+
+def _endpoint(variable: str) -> str | None:
+    """Return a hub's address from the environment."""
+    return (os.environ.get(variable) or "").rstrip("/") or None
 
 
 def _is_private(hub: str) -> bool:
     """Say whether nobody on the way can read what is sent: a token needs that."""
     parts = urlsplit(hub)
     return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
-
-
-def _address(hub: str, origin: Origin) -> str:
-    repo, name = quote(origin.repo), quote(origin.name)
-    if "modelscope" in (urlsplit(hub).hostname or ""):
-        return f"{hub}/models/{repo}/resolve/master/{name}"
-    return f"{hub}/{repo}/resolve/{quote(origin.revision)}/{name}"
 
 
 def _token() -> str | None:

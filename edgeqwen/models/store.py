@@ -133,9 +133,15 @@ class Store:
         return self.partial / f"{sha256}.part"
 
     def entries(self) -> list[Entry]:
-        """Return everything installed, sorted by name; unfinished folders are not among it."""
-        found = [entry for root in self._roots for entry in _scan(root, is_writable=root == self.root)]
-        return sorted(found, key=lambda entry: (entry.manifest.model, entry.size))
+        """Return everything installed, sorted by name; of the same ref in two roots the first counts.
+
+        Unfinished folders are not among it.
+        """
+        found: dict[str, Entry] = {}
+        for root in self._roots:
+            for entry in _scan(root, is_writable=root == self.root):
+                found.setdefault(entry.ref, entry)
+        return sorted(found.values(), key=lambda entry: (entry.manifest.model, entry.size))
 
     def broken_manifests(self) -> list[Path]:
         """Return manifests that are there but cannot be read."""

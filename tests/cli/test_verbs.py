@@ -165,7 +165,9 @@ def test_names_in_a_file_cannot_touch_the_terminal(tmp_path: Path) -> None:
 
 
 def test_verify_names_the_damaged_file(installed: Path, home: Path) -> None:
-    assert edgeqwen("verify", "mine").out.startswith("ok")
+    assert edgeqwen("verify", "mine").out.endswith("(unchanged)\n")
+    assert edgeqwen("verify", "mine", "--full").out.startswith("ok")
+    assert edgeqwen("verify", "mine", "--full", "--json").json["hashed"] == 1
     path = home / "data" / "models" / "mine" / "q8_0" / "Mine-Q8_0.gguf"
     data = path.read_bytes()
     path.unlink()

@@ -26,9 +26,10 @@ class Fault:
     """What goes wrong with one answer."""
 
     kind: str
-    """drop, truncate, short, long, corrupt, html, status, norange, badrange, chunked, packed"""
+    """drop, truncate, short, long, corrupt, html, status, norange, badrange, packed, stall, slow, etag"""
     at: int = 0
     """Body byte it happens at; for `status` the code."""
+    """For `slow` the bytes per piece, for `etag` nothing."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -48,8 +49,14 @@ class Hub:
     def __init__(self, folder: Path, *, with_cdn: bool = False, token: str | None = None) -> None:
         self.folder, self.token = folder, token
         self.seen: list[Seen] = []
+        self.stalled = threading.Event()
+        """Set this to let go of an answer that stalls."""
         self.sent = 0
         """Body bytes of all files sent so far."""
+        self.answers: dict[str, bytes] = {}
+        """Fixed bodies by path, instead of what the hub would say."""
+        self.search_extras: dict[str, dict[str, Any]] = {}
+        """More keys for a repository in the answer to a search."""
         self._faults: dict[str, list[Fault]] = defaultdict(list)
         self._main = _Server(self, "hub")
         self._cdn = _Server(self, "cdn") if with_cdn else None
@@ -115,10 +122,16 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         range_, token = self.headers["Range"], self.headers["Authorization"]
         hub.seen.append(Seen(self.path, range_, token, self.server.origin))
-        if match := re.fullmatch(r"/api/models/(\w[\w.-]*/[\w.-]+)(?:/revision/(\w+))?", url.path):
+        if url.path in hub.answers:
+            self._answer(200, hub.answers[url.path])
+        elif match := re.fullmatch(r"/api/models/(\w[\w.-]*/[\w.-]+)(?:/revision/(\w+))?", url.path):
             self._api(match[1])
         elif match := re.fullmatch(r"/(?:models/)?([\w.-]+/[\w.-]+)/resolve/(\w+)/([^/]+)", url.path):
             self._file(hub.folder / match[1] / match[3])
+        elif match := re.fullmatch(r"/api/v1/models/([\w.-]+/[\w.-]+)/repo/files", url.path):
+            self._scope_api(match[1])
+        elif match := re.fullmatch(r"/plain/([\w.-]+)/([^/]+)", url.path):
+            self._file(hub.folder / match[1] / match[2])
         elif url.path == "/api/models":
             self._search(parse_qs(url.query).get("search", [""])[0])
         else:
@@ -132,13 +145,32 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [_sibling(path) for path in sorted(folder.iterdir())]
         self._answer(200, json.dumps({"id": repo, "sha": REVISION, "siblings": siblings}).encode())
 
+    def _scope_api(self, repo: str) -> None:
+        folder = self.server.hub.folder / repo
+        if not folder.is_dir():
+            self._answer(404)
+            return
+        siblings = [_sibling(path) for path in sorted(folder.iterdir())]
+        files = [
+            {
+                "Path": s["rfilename"],
+                "Size": s["size"],
+                "Sha256": s["lfs"]["sha256"],
+                "Type": "blob",
+                "IsLFS": True,
+            }
+            for s in siblings
+        ]
+        self._answer(200, json.dumps({"Code": 200, "Data": {"Files": files}}).encode())
+
     def _search(self, words: str) -> None:
         found = [
             f"{path.parent.name}/{path.name}"
             for path in sorted(self.server.hub.folder.glob("*/*"))
             if words.lower() in path.name.lower()
         ]
-        self._answer(200, json.dumps([{"id": repo} for repo in found]).encode())
+        hits = [{"id": repo, "tags": [], **self.server.hub.search_extras.get(repo, {})} for repo in found]
+        self._answer(200, json.dumps(hits).encode())
 
     def _file(self, path: Path) -> None:
         hub, origin = self.server.hub, self.server.origin
@@ -184,16 +216,21 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "packed":
             self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        etag = fault.headers.get("ETag") if fault and kind == "etag" else f'"{path.stat().st_mtime_ns}"'
+        self.send_header("ETag", str(etag))
         self.end_headers()
         self._body(data, kind, at)
 
     def _body(self, data: bytes, kind: str, at: int) -> None:
         if kind in ("drop", "truncate"):
             data = data[:at]
+        step = at if kind == "slow" else 1 << 16
         try:
-            for start in range(0, len(data), 1 << 16):
-                piece = data[start : start + (1 << 16)]
+            for start in range(0, len(data), step):
+                if kind == "stall" and start + step > at:
+                    self.server.hub.stalled.wait(60)
+                    return
+                piece = data[start : start + step]
                 self.connection.sendall(piece)
                 self.server.hub.sent += len(piece)
         except OSError:

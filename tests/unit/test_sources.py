@@ -25,22 +25,44 @@ def test_an_endpoint_of_the_environment_goes_first(monkeypatch: pytest.MonkeyPat
     assert user_sources([HUB]).hubs == ("https://hub.example/base", HUB)
 
 
-def test_the_token_goes_to_the_first_hub_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def tokens(*configured: str) -> list[str | None]:
+    sources = user_sources(configured)
+    return [sources.address(hub, "x").token for hub in sources.hubs]
+
+
+def test_the_token_goes_to_its_own_hub_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert [address.token for address in user_sources([HUB, SCOPE]).addresses(ORIGIN)] == ["secret", None]
+    assert tokens("https://mirror.example", HUB, SCOPE) == [None, "secret", None]
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+    assert tokens("https://mirror.example", HUB) == ["secret", None, None]
 
 
 def test_the_token_never_goes_over_an_open_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert user_sources(["http://hub.example"]).token is None
-    assert user_sources(["http://127.0.0.1:8000"]).token == "secret"
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    assert tokens() == [None]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:8000")
+    assert tokens() == ["secret"]
 
 
 def test_the_token_is_found_where_the_hub_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert user_sources([HUB]).token is None
+    assert tokens(HUB) == [None]
     (tmp_path / "token").write_text("from-file\n")
-    assert user_sources([HUB]).token == "from-file"
+    assert tokens(HUB) == ["from-file"]
+
+
+def test_offline_leaves_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    sources = user_sources([HUB, str(tmp_path)])
+    assert (sources.hubs, sources.folders) == ((), (tmp_path,))
+
+
+def test_a_plain_mirror_may_be_laid_out_in_three_ways() -> None:
+    urls = [address.url for address in user_sources(["https://mirror.example/qwen"]).addresses(ORIGIN)]
+    assert [url.removeprefix("https://mirror.example/qwen/") for url in urls] == [
+        f"Qwen/X-GGUF/resolve/{'0' * 40}/x-q8_0.gguf", "x-q8_0.gguf", "ab" * 32,
+    ]  # fmt: skip
 
 
 def test_other_kinds_of_source_are_refused() -> None:
