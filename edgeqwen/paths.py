@@ -84,3 +84,12 @@ def shipped_catalogue() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "models.toml"
     return inside if inside.is_file() else package.parent / "models.toml"
+
+
+def shipped_licence(key: str) -> Path | None:
+    """Return the text of a licence by its key in models.toml, where edgeqwen carries it."""
+    package = Path(__file__).resolve().parent
+    if key != "apache-2.0":
+        return None
+    inside = package / "licences" / "apache-2.0.txt"
+    return inside if inside.is_file() else package.parent / "LICENSE"

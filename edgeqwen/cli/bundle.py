@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,14 @@ from edgeqwen.cli.options import json_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput, NotFound
 from edgeqwen.models import bundle as bundles
+from edgeqwen.models.catalogue import Catalogue
+from edgeqwen.models.export import Contents
 from edgeqwen.models.export import export as write_bundle
 from edgeqwen.models.minisign import PublicKey, SecretKey, parse_public
 from edgeqwen.models.ref import parse_ref
+from edgeqwen.models.store import Entry
 from edgeqwen.models.volume import is_fat
-from edgeqwen.paths import Paths
+from edgeqwen.paths import Paths, shipped_licence
 from edgeqwen.text import clean_line
 
 _FAT_PART = 3_900 << 20  # FAT32 ends at 4 GiB - 1
@@ -44,20 +48,39 @@ def bundle() -> None:
     "--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder, as on a USB drive."
 )
 @click.option("--part-size", metavar="SIZE", help="Cut files into parts, such as 3900M; by itself on FAT.")
+@click.option("--with-app", is_flag=True, help="Add edgeqwen itself and a script that installs it offline.")
+@click.option(
+    "--platform",
+    metavar="TAG",
+    help="Platform of the app: manylinux2014_aarch64 ...; else this machine's.",
+)
 @json_option
 @click.pass_obj
-def export(invocation: Invocation, refs: tuple[str, ...], folder: Path, part_size: str | None) -> None:
+def export(
+    invocation: Invocation,
+    refs: tuple[str, ...],
+    folder: Path,
+    part_size: str | None,
+    with_app: bool,
+    platform: str | None,
+) -> None:
     """Write installed models into a folder, signed with this machine's key.
 
     The first export makes the key. Its public half is printed: `edgeqwen trust add KEY` on the other machine.
     """
     store, catalogue = invocation.store, invocation.catalogue
     entries = {entry.ref: entry for entry in (store.find(parse_ref(ref), catalogue) for ref in refs)}
+    if platform and not with_app:
+        raise InvalidInput("`--platform` is the app's; it needs `--with-app`")
     key = _signing_key(invocation.paths)
     size = _size(part_size) if part_size else (_FAT_PART if is_fat(folder) else _NO_LIMIT)
     with output.Status() as status:
         progress = partial(status.share, f"writing {folder}")
-        manifest = write_bundle(list(entries.values()), folder, key, size, progress)
+        if with_app:
+            output.note("gathering edgeqwen's own wheels with pip")
+        licences = _licence_texts(invocation.catalogue, entries.values())
+        contents = Contents(list(entries.values()), licences, with_app, platform)
+        manifest = write_bundle(contents, folder, key, size, progress)
     public = key.public()
     if invocation.as_json:
         output.document(
@@ -225,6 +248,21 @@ def _write_trusted(paths: Paths, keys: list[tuple[PublicKey, str]]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
+
+
+def _licence_texts(catalogue: Catalogue, entries: Iterable[Entry]) -> dict[str, str]:
+    """Return the texts of the licences of models; where we have only its address, that."""
+    texts = {}
+    for entry in entries:
+        model = catalogue.models.get(entry.manifest.catalogue_ref or "")
+        key = model.licence if model else (entry.manifest.facts.licence or "").lower()
+        known = catalogue.licences.get(key)
+        text = shipped_licence(key)
+        if text is not None:
+            texts[key] = text.read_text(encoding="utf-8")
+        elif known is not None:
+            texts[key] = f"{known.name}\n\nThe text is not carried along. It is at {known.url}\n"
+    return texts
 
 
 def _size(text: str) -> int:

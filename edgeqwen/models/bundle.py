@@ -5,6 +5,8 @@
     SHA256SUMS  README.txt   for people without edgeqwen
     sbom.cdx.json            CycloneDX 1.6
     blobs/<sha256>           or blobs/<sha256>.part-0000 ... where files must be small
+    licences/<key>.txt       what the models' licences say
+    app/                     edgeqwen itself, where it was asked for: install.sh and wheels/
 
 Owns the format, checking and installing; export.py writes them. The only paths it opens are those patterns;
 names inside the manifest pass the store's rules.
@@ -43,6 +45,9 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
 _MAX_MANIFEST = 4 << 20
 _BLOCK = 1 << 20
 _PART_NAME = re.compile(r"blobs/([0-9a-f]{64})(\.part-\d{4})?")
+_EXTRA_NAME = re.compile(
+    r"licences/[a-z0-9][a-z0-9.-]{0,63}\.txt|app/install\.sh|app/wheels/[A-Za-z0-9][A-Za-z0-9._+-]{0,200}\.whl"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,7 +56,7 @@ class Part:
     """One file of a bundle."""
 
     name: str
-    """Below the bundle: blobs/<sha256>, or that with .part-0000 and so on."""
+    """Below the bundle: blobs/<sha256>, or that with .part-0000 and so on; or what an extra is called."""
     size: int
     sha256: str
 
@@ -88,6 +93,14 @@ class BundleManifest:
     tool: str
     models: tuple[BundledModel, ...]
     blobs: tuple[Blob, ...]
+    extras: tuple[Part, ...] = ()
+    """Licences and the app: checked like the rest, installed by nobody but people."""
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every file that the manifest vouches for."""
+        for blob in self.blobs:
+            yield from blob.parts
+        yield from self.extras
 
     @property
     def size(self) -> int:
@@ -125,17 +138,16 @@ def open_bundle(folder: Path, trusted: list[PublicKey], *, allow_unsigned: bool 
 
 def verify(bundle: Opened, progress: Progress) -> Iterator[tuple[Part, str | None]]:
     """Hash every part; yield each with what is wrong with it, or None. Blocking."""
-    done = 0
-    for blob in bundle.manifest.blobs:
-        for part in blob.parts:
-            problem = None
-            try:
-                for block in _read_part(bundle.folder, part):
-                    done += len(block)
-                    progress(done, bundle.manifest.size)
-            except StoreError as error:
-                problem = error.message
-            yield part, problem
+    done, total = 0, sum(part.size for part in bundle.manifest.parts())
+    for part in bundle.manifest.parts():
+        problem = None
+        try:
+            for block in _read_part(bundle.folder, part):
+                done += len(block)
+                progress(done, total)
+        except StoreError as error:
+            problem = error.message
+        yield part, problem
 
 
 def install(bundle: Opened, store: Store, progress: Progress) -> list[tuple[Entry, bool]]:
@@ -274,12 +286,8 @@ def _damaged(part: Part, what: str) -> StoreError:
 def _check_manifest(manifest: BundleManifest) -> None:
     """Refuse a manifest whose names or numbers could do harm, signed or not. Raises InvalidInput."""
     blobs = {blob.sha256: blob for blob in manifest.blobs}
+    _check_parts(manifest)
     for blob in manifest.blobs:
-        for part in blob.parts:
-            match = _PART_NAME.fullmatch(part.name)
-            is_part = match is not None and match[1] == blob.sha256
-            if not is_part or not _SHA256.fullmatch(part.sha256) or part.size < 0:
-                raise InvalidInput("the bundle's manifest names a part that no bundle has")
         if sum(part.size for part in blob.parts) != blob.size:
             raise InvalidInput("the sizes in the bundle's manifest do not add up")
     for model in manifest.models:
@@ -291,6 +299,20 @@ def _check_manifest(manifest: BundleManifest) -> None:
                 raise InvalidInput(
                     "the bundle's manifest has a file with an unsafe name or without its bytes"
                 )
+
+
+def _check_parts(manifest: BundleManifest) -> None:
+    """Refuse parts whose names do not match the patterns of the format. Raises InvalidInput."""
+    matches = [
+        (part, match is not None and match[1] == blob.sha256)
+        for blob in manifest.blobs
+        for part in blob.parts
+        for match in [_PART_NAME.fullmatch(part.name)]
+    ]
+    matches += [(extra, _EXTRA_NAME.fullmatch(extra.name) is not None) for extra in manifest.extras]
+    for part, is_named_well in matches:
+        if not is_named_well or not _SHA256.fullmatch(part.sha256) or part.size < 0:
+            raise InvalidInput("the bundle's manifest names a part that no bundle has")
 
 
 def _read_small(path: Path) -> bytes | None:

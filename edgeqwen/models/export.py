@@ -10,26 +10,45 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from edgeqwen.errors import InvalidInput, StoreError
 from edgeqwen.models.bundle import MANIFEST, SIGNATURE, Blob, BundledModel, BundleManifest, Part
+from edgeqwen.models.digest import digest_of
 from edgeqwen.models.install import stamped_now
 from edgeqwen.models.minisign import SecretKey
 from edgeqwen.models.store import Entry, ManifestFile, Progress, part_of
+from edgeqwen.models.wheelhouse import gather
 
 _BLOCK = 1 << 20
+_APP = "Without edgeqwen: sh app/install.sh, which needs no network.\n"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle."""
+
+    entries: Sequence[Entry]
+    licences: dict[str, str]
+    """Texts by the licence's key."""
+    with_app: bool = False
+    """Also edgeqwen itself."""
+    platform: str | None = None
+    """Of the app; None: this machine's."""
 
 
 def export(
-    entries: Sequence[Entry], folder: Path, key: SecretKey, part_size: int, progress: Progress
+    contents: Contents, folder: Path, key: SecretKey, part_size: int, progress: Progress
 ) -> BundleManifest:
-    """Write a bundle of installed entries. Blocking; files that are there and right are kept.
+    """Write a bundle. Blocking.
 
-    Every byte is hashed on its way; a damaged entry is refused. Raises StoreError or InvalidInput.
+    Every byte is hashed on its way; a damaged entry is refused. Raises StoreError, InvalidInput, or
+    DownloadError for the app.
     """
+    entries = contents.entries
     total = sum(entry.size for entry in entries)
     try:
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
@@ -38,6 +57,7 @@ def export(
         if shutil.disk_usage(folder).free < total:
             message = f"no space left for {total:,} bytes in {folder}"
             raise StoreError(message, path=str(folder), cause="disk_full")
+        extras = _write_extras(contents, folder)  # the likeliest to fail, so before gigabytes are copied
         blobs: dict[str, Blob] = {}
         for entry in entries:
             for file, path in zip(entry.manifest.files, entry.paths(), strict=True):
@@ -48,13 +68,27 @@ def export(
         created, tool = stamped_now()
         models = tuple(_bundled(entry) for entry in entries)
         manifest = BundleManifest(
-            "edgeqwen-bundle", 1, secrets.token_hex(8), created, tool, models, tuple(blobs.values())
+            "edgeqwen-bundle", 1, secrets.token_hex(8), created, tool, models, tuple(blobs.values()), extras
         )
         _write_papers(folder, manifest, key)
     except OSError as error:
         message = f"cannot write {folder}: {error.strerror or error}"
         raise StoreError(message, path=str(folder), cause="io") from error
     return manifest
+
+
+def _write_extras(contents: Contents, folder: Path) -> tuple[Part, ...]:
+    paths = []
+    for name, text in contents.licences.items():
+        paths.append(folder / "licences" / f"{name}.txt")
+        paths[-1].parent.mkdir(exist_ok=True)
+        paths[-1].write_text(text, encoding="utf-8")
+    if contents.with_app:
+        paths += gather(folder / "app", contents.platform)
+    return tuple(
+        Part(path.relative_to(folder).as_posix(), path.stat().st_size, digest_of(path).sha256)
+        for path in paths
+    )
 
 
 def _write_blob(
@@ -101,11 +135,11 @@ def _bundled(entry: Entry) -> BundledModel:
 def _write_papers(folder: Path, manifest: BundleManifest, key: SecretKey) -> None:
     """Write everything but the blobs; the signature comes last."""
     raw = msgspec.json.encode(manifest, order="sorted")
-    parts = [part for blob in manifest.blobs for part in blob.parts]
-    sums = "".join(f"{part.sha256}  {part.name}\n" for part in parts)
+    sums = "".join(f"{part.sha256}  {part.name}\n" for part in manifest.parts())
     names = "\n".join(f"  {model.model}:{model.quant}" for model in manifest.models)
     readme = (
         f"Models for edgeqwen, exported {manifest.created} by {manifest.tool}:\n\n{names}\n\n"
+        f"{_APP if any(part.name.startswith('app/') for part in manifest.extras) else ''}"
         f"With edgeqwen: edgeqwen bundle import .\nBy hand: sha256sum -c SHA256SUMS, and\n"
         f"  minisign -Vm {MANIFEST} -P {key.public()}\n"
         "Parts are plain pieces: cat blobs/SHA256.part-* gives the GGUF file.\n"

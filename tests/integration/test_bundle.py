@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -194,3 +195,34 @@ def test_import_and_chat_without_any_network(trusted: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+@pytest.mark.timeout(600)  # pip may have to build llama.cpp where its cache is cold
+def test_the_app_travels_and_installs_without_a_network(tmp_path: Path) -> None:
+    edgeqwen("import", write_model(tmp_path / "Mine-Q8_0.gguf"))
+    usb, app = tmp_path / "usb", tmp_path / "app"
+    command = [sys.executable, "-m", "edgeqwen", "bundle", "export", "mine", "--to", str(usb), "--with-app"]
+    with_cache = {**os.environ, "HOME": pwd.getpwuid(os.getuid()).pw_dir}  # where pip keeps what it has built
+    done = subprocess.run(command, env=with_cache, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    install = ["sh", str(usb / "app" / "install.sh"), str(app)]
+    no_index = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": os.devnull}
+    offline = {**os.environ, **no_index, "PYTHON": sys.executable}
+    done = subprocess.run(install, env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    listed = subprocess.check_output([app / "bin" / "edgeqwen", "list", "--all"], text=True)
+    assert "mine:q8_0" in listed
+    assert "qwen3-4b:q4_k_m" in listed  # the catalogue came inside the wheel
+    wheel = next((usb / "app" / "wheels").glob("edgeqwen-*.whl"))
+    wheel.write_bytes(wheel.read_bytes() + b"!")
+    assert edgeqwen("bundle", "verify", usb, "--allow-unsigned").code == 4
+    done = subprocess.run(install, env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "damaged" in done.stderr
+
+
+def test_licences_travel(tmp_path: Path) -> None:
+    edgeqwen("import", write_model(tmp_path / "Mine-Q8_0.gguf", metadata={"general.license": "apache-2.0"}))
+    assert edgeqwen("bundle", "export", "mine", "--to", tmp_path / "usb").code == 0
+    assert "Apache License" in (tmp_path / "usb" / "licences" / "apache-2.0.txt").read_text()
+    assert "licences/apache-2.0.txt" in (tmp_path / "usb" / "SHA256SUMS").read_text()
