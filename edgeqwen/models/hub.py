@@ -94,7 +94,9 @@ def list_quants(repo: str, sources: Sources) -> Quants:
     for hub in sources.hubs:
         try:
             files = (
-                _scope_files(repo, hub, sources) if hub == sources.modelscope else _files(repo, hub, sources)
+                _scope_files(repo, hub, sources)
+                if hub == sources.modelscope
+                else list_files(repo, hub, sources)
             )
         except DownloadError as error:
             failures.append(error)
@@ -122,7 +124,7 @@ def search(words: str, sources: Sources, limit: int) -> list[Found]:
         if not _REPO.fullmatch(hit.id) or not _is_qwen(hit):
             continue
         try:
-            quants = _by_quant(_files(hit.id, sources.hubs[0], sources))
+            quants = _by_quant(list_files(hit.id, sources.hubs[0], sources))
         except DownloadError as error:
             if error.retryable:
                 raise
@@ -156,7 +158,8 @@ def ask(
     raise DownloadError(f"{address.host}: {reason}", url=address.url, retryable=is_passing)
 
 
-def _files(repo: str, hub: str, sources: Sources) -> list[Origin]:
+def list_files(repo: str, hub: str, sources: Sources) -> list[Origin]:
+    """Return every large file of a repository as a hub of Hugging Face's kind lists it now. Raises DownloadError."""
     address = sources.address(hub, f"api/models/{quote(repo)}?blobs=true")
     answer = _decode(address, _Repository)
     if not _COMMIT.fullmatch(answer.sha):

@@ -203,7 +203,7 @@ def _get(
 def _size(store: Store, origin: Origin) -> int:
     try:
         return store.part(origin.sha256).stat().st_size
-    except FileNotFoundError:
+    except OSError:  # whoever writes there will say why it cannot be read
         return 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.hub import Hub
 
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = ("bash", "dirname", "cat", "cksum", "awk", "getconf", "grep", "rm", "mkdir", "env")
@@ -95,3 +98,24 @@ def test_the_bench_ends_with_one_json_line(models: Path) -> None:
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["decode_tps"]["edgeqwen"] > 0
     assert report["prefill_tps"]["ratio"] is None
+
+
+def test_refresh_shows_what_the_hub_has_now(tmp_path: Path) -> None:
+    def refresh(hub: Hub) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, REPOSITORY / "scripts" / "refresh_catalogue.py", "qwen2.5-coder-0.5b"]
+        env = {**os.environ, "HF_ENDPOINT": hub.url}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    repo = "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"
+    with Hub(tmp_path / "hub") as hub:
+        hub.put(repo, "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", b"GGUF and no more")
+        hub.put(repo, "qwen2.5-coder-0.5b-instruct-q9_k.gguf", b"GGUF, a new one")
+        done = refresh(hub)
+        assert done.returncode == 1
+        assert "size 491,400,064, now 16" in done.stdout
+        assert "not in models.toml: qwen2.5-coder-0.5b-instruct-q9_k.gguf" in done.stdout
+        assert "revision: pinned" in done.stdout
+        shutil.rmtree(hub.folder / repo)
+        done = refresh(hub)
+        assert done.returncode == 5
+        assert "could not be asked" in done.stderr

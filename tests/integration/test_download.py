@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import resource
+import signal
 import socket
 import zlib
 from collections.abc import Iterator
@@ -276,3 +278,54 @@ def test_chunks_are_cut_at_16_mib() -> None:
         hashlib.sha256(data).hexdigest(),
         tuple(zlib.crc32(data[n : n + CHUNK]) for n in range(0, len(data), CHUNK)),
     )
+
+
+def test_a_line_that_falls_silent_is_given_up_and_gone_on_with(
+    hub: Hub, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeqwen.models.remote._TIMEOUT_S", 0.3)
+    hub.fail(NAME, "stall", at=1_000_000)
+    try:
+        get(hub, part)
+    finally:
+        hub.stalled.set()
+    assert part.read_bytes() == DATA
+    assert hub.sent <= len(DATA) + (1 << 16)
+
+
+def test_a_dripping_line_is_watched_byte_by_byte(hub: Hub, part: Path) -> None:
+    hub.fail(NAME, "slow", at=1_000)
+    notes = Notes()
+    get(hub, part, notes)
+    assert part.read_bytes() == DATA
+    assert len(notes.held) > 10
+    assert notes.held == sorted(notes.held)
+
+
+@pytest.mark.parametrize("etag", ['"../../../etc/passwd"', '"' + "0" * 5000 + '"', "W/\x1b[2J"])
+def test_an_etag_means_nothing(hub: Hub, part: Path, etag: str) -> None:
+    hub.fail(NAME, "etag", ETag=etag)
+    get(hub, part)
+    assert part.read_bytes() == DATA
+    assert [path.name for path in part.parent.iterdir() if path.is_file()] == [part.name]
+
+
+def test_a_disk_that_fills_keeps_what_it_took(hub: Hub, part: Path) -> None:
+    """The kernel refuses every write beyond a limit, as a full disk does; wherever it is, the part is whole."""
+    rng = random.Random(3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for limit in sorted(rng.sample(range(1, len(DATA)), 12)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with pytest.raises(OSError, match="File too large"):
+                get(hub, part)
+            held = part.read_bytes()
+            assert len(held) <= limit
+            assert DATA.startswith(held)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    get(hub, part)
+    assert part.read_bytes() == DATA
+    assert hub.sent < 2 * len(DATA) + 12 * (1 << 22)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -340,3 +341,33 @@ def test_what_is_worked_on_is_not_pruned(hub: Hub, model: Path, home: Path) -> N
     with FileLock(partial / "tiny-q8_0.lock"):
         assert edgeqwen("list", "--partial", "--json").json == []
     assert len(edgeqwen("list", "--partial", "--json").json) >= 1
+
+
+def test_a_clock_set_back_changes_nothing(hub: Hub, model: Path, home: Path) -> None:
+    """Times decide nothing but whether a hash can be spared; one from the future is a time like another."""
+    assert edgeqwen("pull", "tiny").code == 0
+    file = installed(home) / model.name
+    os.utime(file, (4e9, 4e9))
+    assert edgeqwen("run", "tiny", "hi", "--max-tokens", "2").code == 0
+    assert edgeqwen("verify", "tiny").code == 0
+    os.utime(file, (0, 0))
+    assert edgeqwen("verify", "tiny", "--json").json["hashed"] == 1
+
+
+def test_a_full_disk_at_any_step_of_a_pull(hub: Hub, model: Path, home: Path) -> None:
+    """File size limits stand for the full disk: the model, its manifest and the lock are all written under one."""
+    size = model.stat().st_size
+    for limit in (0, 1, 100, size // 2, size - 1):
+        script = f"ulimit -f {max(limit // 1024, 0)}; exec {' '.join(PROGRAM)} pull tiny"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 4, done
+        assert "Traceback" not in done.stderr
+        assert not (installed(home) / "manifest.json").exists()
+    assert edgeqwen("pull", "tiny").code == 0
+    assert edgeqwen("verify", "tiny", "--full").code == 0
+
+
+def test_a_store_that_cannot_be_written_says_so(hub: Hub, model: Path, home: Path) -> None:
+    (home / "data").mkdir()
+    (home / "data" / "models").touch()  # a file where the folder should be: also root cannot write there
+    refused(edgeqwen("pull", "tiny"), 4, "cannot write")
