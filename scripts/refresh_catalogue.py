@@ -1,4 +1,4 @@
-"""Asks the hub for the revisions, sizes and hashes of models.toml's files and shows what differs, for a person.
+"""Asks the hub for the revisions, sizes and hashes of models.toml's files and shows what differs.
 
 python scripts/refresh_catalogue.py [REF...]      all models when none is named; changes no file
 

@@ -93,11 +93,8 @@ def list_quants(repo: str, sources: Sources) -> Quants:
     failures: list[EdgeQwenError] = []
     for hub in sources.hubs:
         try:
-            files = (
-                _scope_files(repo, hub, sources)
-                if hub == sources.modelscope
-                else list_files(repo, hub, sources)
-            )
+            ask_hub = _scope_files if hub == sources.modelscope else list_files
+            files = ask_hub(repo, hub, sources)
         except DownloadError as error:
             failures.append(error)
             continue
@@ -159,7 +156,10 @@ def ask(
 
 
 def list_files(repo: str, hub: str, sources: Sources) -> list[Origin]:
-    """Return every large file of a repository as a hub of Hugging Face's kind lists it now. Raises DownloadError."""
+    """Return every large file of a repository, as a hub of Hugging Face's kind has it now.
+
+    Raises DownloadError.
+    """
     address = sources.address(hub, f"api/models/{quote(repo)}?blobs=true")
     answer = _decode(address, _Repository)
     if not _COMMIT.fullmatch(answer.sha):

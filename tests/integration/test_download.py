@@ -311,7 +311,7 @@ def test_an_etag_means_nothing(hub: Hub, part: Path, etag: str) -> None:
 
 
 def test_a_disk_that_fills_keeps_what_it_took(hub: Hub, part: Path) -> None:
-    """The kernel refuses every write beyond a limit, as a full disk does; wherever it is, the part is whole."""
+    """The kernel refuses writes beyond a limit, as a full disk does; wherever it is, the part is good."""
     rng = random.Random(3)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

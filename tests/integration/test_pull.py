@@ -355,7 +355,7 @@ def test_a_clock_set_back_changes_nothing(hub: Hub, model: Path, home: Path) -> 
 
 
 def test_a_full_disk_at_any_step_of_a_pull(hub: Hub, model: Path, home: Path) -> None:
-    """File size limits stand for the full disk: the model, its manifest and the lock are all written under one."""
+    """File size limits stand for the full disk: every file of a pull is written under one."""
     size = model.stat().st_size
     for limit in (0, 1, 100, size // 2, size - 1):
         script = f"ulimit -f {max(limit // 1024, 0)}; exec {' '.join(PROGRAM)} pull tiny"
