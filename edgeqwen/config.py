@@ -9,7 +9,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeqwen import tomlfile
 from edgeqwen.errors import InvalidConfig
@@ -35,8 +35,18 @@ class RunConfig:
     """Context in tokens; unset: 8192, or less where the model or the memory has less."""
     threads: int | None = None
     """CPU threads; unset: the physical cores that this process may use."""
+    full: Literal["stop", "drop-oldest", "drop-thinking", "keep-ends"] = "stop"
+    """What to do when a conversation does not fit its context: refuse, or leave something out and say so."""
     think: bool | None = None
     """Whether models that can switch thinking do it; unset: as the model card says."""
+
+
+@dataclass(frozen=True)
+class KvConfig:
+    """The KV cache on disk, by which a conversation goes on without being read again."""
+
+    max_mib: int = 2048
+    """MiB of all files together, those not used for longest go first; 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Config:
 
     store: StoreConfig = field(default_factory=StoreConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    kv: KvConfig = field(default_factory=KvConfig)
     pull: PullConfig = field(default_factory=PullConfig)
 
 

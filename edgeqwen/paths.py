@@ -40,6 +40,11 @@ class Paths:
         return self.state / "measured.json"
 
     @property
+    def kv(self) -> Path:
+        """Saved KV caches: they hold conversations, so nobody else may read them."""
+        return self.state / "kv"
+
+    @property
     def heads(self) -> Path:
         """What the heads of remote files said."""
         return self.cache / "heads"

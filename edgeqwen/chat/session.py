@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from edgeqwen.chat.conversation import Conversation
 from edgeqwen.chat.thinking import Delta, ThinkingSplitter
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Finished, Generate, Prefill, SamplerParams, Started, TextDelta
+from edgeqwen.engine.protocol import (
+    Dropped,
+    Finished,
+    Generate,
+    Overflow,
+    Prefill,
+    SamplerParams,
+    Started,
+    TextDelta,
+)
 from edgeqwen.errors import EdgeQwenError
 
 
@@ -24,6 +33,8 @@ class Reply:
     thinking: str = ""
     text: str = ""
     finished: Finished | None = None
+    dropped: Dropped | None = None
+    """What of the conversation the model did not see, because the context was full."""
 
     def take(self, delta: Delta) -> None:
         if delta.kind == "thinking":
@@ -39,6 +50,8 @@ class Session:
     client: WorkerClient
     sampler: SamplerParams = field(default_factory=SamplerParams)
     think: bool | None = None
+    thinking_budget: int | None = None
+    overflow: Overflow = "stop"
     conversation: Conversation = field(default_factory=Conversation)
     reply: Reply | None = None
     """The reply of the turn that runs or ran last."""
@@ -54,13 +67,19 @@ class Session:
         reply = self.reply = Reply(self.client.next_id())
         splitter = ThinkingSplitter()
         request = Generate(
-            id=reply.request, messages=self.conversation.prompt(), sampler=self.sampler, think=self.think
+            id=reply.request,
+            messages=self.conversation.prompt(),
+            sampler=self.sampler,
+            think=self.think,
+            thinking_budget=self.thinking_budget,
+            overflow=self.overflow,
         )
         try:
             async with aclosing(self.client.generate(request)) as events:
                 async for event in events:
                     if isinstance(event, Started):
                         splitter = ThinkingSplitter(event.in_thinking)
+                        reply.dropped = event.dropped
                     elif isinstance(event, Prefill):
                         yield event
                     elif isinstance(event, TextDelta):
@@ -79,6 +98,11 @@ class Session:
             raise
         finally:
             self._keep(reply, before)
+
+    async def answer_now(self) -> None:
+        """Have the thinking of the reply that runs closed; it goes on with its answer."""
+        if self.reply and self.reply.finished is None:
+            await self.client.answer_now(self.reply.request)
 
     async def cancel(self) -> None:
         """Stop the reply that runs; what it said stays."""

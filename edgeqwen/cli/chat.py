@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import cast, get_args
 
 from edgeqwen.chat.conversation import Conversation
 from edgeqwen.cli import failures, output
 from edgeqwen.cli.talk import Talk
+from edgeqwen.engine.protocol import Overflow
 from edgeqwen.errors import WorkerLost
 
 _QUOTES = '"""'
@@ -20,6 +22,7 @@ _HELP = f"""\
 /system [TEXT]   set the system prompt, or take it away
 /think           let the model think first, where it can
 /nothink         do not
+/full POLICY     when the context is full: stop, drop-oldest, drop-thinking or keep-ends
 /quit            leave (also Ctrl-D)
 {_QUOTES}              begin and end a message of several lines
 Ctrl-C           stop the answer; once more to leave"""
@@ -83,6 +86,13 @@ class LineChat:
         elif command == "/system":
             session.conversation.system = rest.strip()
             output.note("the system prompt is set" if rest.strip() else "there is no system prompt now")
+        elif command == "/full" and rest.strip() in get_args(Overflow):
+            session.overflow = cast(Overflow, rest.strip())
+            output.note(f"when the context is full: {session.overflow}")
+        elif command == "/full":
+            output.note(
+                f"when the context is full: {session.overflow}; others: {', '.join(get_args(Overflow))}"
+            )
         elif command in ("/think", "/nothink"):
             self._talk.think(command == "/think")
         else:

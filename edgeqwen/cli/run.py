@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -47,8 +47,25 @@ _QUIET_S = 2.0
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(16), help="Context in tokens.")
 @click.option(
+    "--full",
+    "overflow",
+    type=click.Choice(["stop", "drop-oldest", "drop-thinking", "keep-ends"]),
+    help="What to do when the context is full: refuse, or leave out oldest turns, thinking, or the middle.",
+)
+@click.option(
     "--kv", "kv_type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", help="Type of the KV cache."
 )
+@click.option(
+    "--kv-v", "kv_type_v", type=click.Choice(["f16", "q8_0", "q4_0"]), help="Type of its values, if another."
+)
+@click.option(
+    "--think-budget", type=click.IntRange(0), metavar="N", help="Close the thinking after so many tokens."
+)
+@click.option("--mlock", is_flag=True, help="Keep the weights in memory, whatever else wants it.")
+@click.option("--no-mmap", is_flag=True, help="Read the weights into memory at once.")
+@click.option("--no-repack", is_flag=True, help="Make no second copies of weights: less memory, slower.")
+@click.option("--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), help="Layers on the GPU; -1 is all.")
+@click.option("--force", is_flag=True, help="Load even what does not fit into memory.")
 @click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads.")
 @json_option
 @click.pass_obj
@@ -85,9 +102,22 @@ def _talk_options(options: dict[str, Any]) -> TalkOptions:
         think=options["think"],
         n_ctx=options["n_ctx"],
         n_threads=options["n_threads"],
+        overflow=options["overflow"],
+        think_budget=options["think_budget"],
         kv_type=options["kv_type"],
+        kv_type_v=options["kv_type_v"],
+        load_mode=_load_mode(options),
+        repack=not options["no_repack"],
+        n_gpu_layers=-1 if options["n_gpu_layers"] is None else options["n_gpu_layers"],
+        force=options["force"],
         sampler=sampler,
     )
+
+
+def _load_mode(options: dict[str, Any]) -> Literal["auto", "mlock", "read"]:
+    if options["mlock"] and options["no_mmap"]:
+        raise InvalidInput("`--mlock` pins what `--no-mmap` would not map; give one of the two")
+    return "mlock" if options["mlock"] else "read" if options["no_mmap"] else "auto"
 
 
 def _whole_prompt(prompt: str) -> str:

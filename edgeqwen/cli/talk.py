@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from edgeqwen.chat.conversation import Conversation
 from edgeqwen.chat.sampling import plan_turns
 from edgeqwen.chat.session import Reply, Session
@@ -23,12 +25,12 @@ from edgeqwen.chat.thinking import Delta
 from edgeqwen.cli import failures, output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import LoadParams, Prefill, Ready, Stats
+from edgeqwen.engine.protocol import Dropped, KvType, LoadParams, Overflow, Prefill, Ready, SavedParams, Stats
 from edgeqwen.errors import EdgeQwenError, InvalidInput, WorkerLost
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.models.facts import ModelFacts
-from edgeqwen.models.fit import DEFAULT_CONTEXT, choose_context, estimate
+from edgeqwen.models.fit import DEFAULT_CONTEXT, check_memory, choose_context, estimate
 from edgeqwen.models.locate import locate, read_located
 from edgeqwen.models.measured import Load
 
@@ -43,7 +45,15 @@ class TalkOptions:
     think: bool | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    overflow: Overflow | None = None
+    think_budget: int | None = None
+    kv_type: KvType = "f16"
+    kv_type_v: KvType | None = None
+    load_mode: Literal["auto", "mlock", "read"] = "auto"
+    repack: bool = True
+    n_gpu_layers: int = -1
+    force: bool = False
+    """Load even what does not fit."""
     sampler: dict[str, Any] = field(default_factory=dict)
     """Fields of SamplerParams."""
 
@@ -63,6 +73,8 @@ class Talk:
         self._n_threads = options.n_threads or config.threads or usable_cores()
         self._runner = asyncio.Runner()
         self.session = Session(WorkerClient(invocation.paths.logs), conversation=Conversation(options.system))
+        self.session.thinking_budget = options.think_budget
+        self.session.overflow = options.overflow or config.full
         self._ready: Ready | None = None
         self._load_estimate: tuple[Load, int] | None = None
         self._was_interrupted = False
@@ -195,13 +207,33 @@ class Talk:
         if facts and self._located.entry:
             load = Load(self._located.entry.manifest.files[0].sha256, n_ctx, self._options.kv_type)
             self._load_estimate = (load, estimate(facts, n_ctx, load.kv_type).total)
+        options = self._options
+        if facts and not options.force:
+            check_memory(facts, n_ctx, options.kv_type, available_bytes())
         return LoadParams(
             paths=tuple(str(Path(path).absolute()) for path in self._located.paths),
             engine="scripted" if self._located.is_script else "llama",
             n_ctx=n_ctx,
             n_threads=self._n_threads,
-            kv_type=self._options.kv_type,
+            kv_type=options.kv_type,
+            kv_type_v=options.kv_type_v,
+            load_mode=options.load_mode,
+            repack=options.repack,
+            n_gpu_layers=options.n_gpu_layers,
+            saved=self._saved(),
         )
+
+    def _saved(self) -> SavedParams | None:
+        """Say where the KV cache goes; files named by their path are known by what a change would change."""
+        limit = self._invocation.config.kv.max_mib
+        if not limit or self._located.is_script:
+            return None
+        if entry := self._located.entry:
+            model = entry.manifest.files[0].sha256
+        else:
+            status = self._located.paths[0].stat()
+            model = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+        return SavedParams(folder=str(self._invocation.paths.kv), model=model, max_bytes=limit << 20)
 
     def _tell_template(self, facts: ModelFacts) -> None:
         if facts.template_sha256 is None:
@@ -234,6 +266,8 @@ class Talk:
 
     def _tell_how_it_ended(self) -> None:
         reply = self.session.reply
+        if reply and reply.dropped:
+            self._tell_dropped(reply.dropped)
         if reply is None or reply.finished is None or reply.finished.stop_reason != "length":
             return
         limit = self.session.sampler.max_tokens
@@ -244,6 +278,14 @@ class Talk:
                 f"note: the answer was cut off because the context of {self._ready.n_ctx:,} tokens is full"
             )
 
+    def _tell_dropped(self, dropped: Dropped) -> None:
+        what = "earlier thinking" if self.session.overflow == "drop-thinking" else "earlier messages"
+        count = f"{len(dropped.messages)} {what} ({dropped.n_tokens:,} tokens)"
+        output.note(
+            f"note: the context was full, so {count} were left out; "
+            "nothing is lost, and `/full stop` or a larger `--ctx` shows the model all of it"
+        )
+
     def _document(self, reply: Reply, failure: EdgeQwenError | None) -> dict[str, Any]:
         finished = reply.finished
         document: dict[str, Any] = {
@@ -252,6 +294,7 @@ class Talk:
             "thinking": reply.thinking,
             "stop_reason": finished.stop_reason if finished else None,
             "stats": _stats(finished.stats, self._ready) if finished and self._ready else None,
+            **({"dropped": msgspec.structs.asdict(reply.dropped)} if reply.dropped else {}),
         }
         return {**document, "error": failures.as_data(failure)} if failure else document
 

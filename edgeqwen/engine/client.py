@@ -15,6 +15,7 @@ from pathlib import Path
 from signal import Signals
 
 from edgeqwen.engine.protocol import (
+    AnswerNow,
     Cancel,
     Close,
     Command,
@@ -35,7 +36,7 @@ from edgeqwen.text import clean_line
 
 _KEPT_LOGS = 10
 _LOG_TAIL_LINES = 5
-_GRACE_S = 3.0
+_GRACE_S = 10.0  # the worker may have a KV cache to put on disk
 
 
 class WorkerClient:
@@ -123,8 +124,12 @@ class WorkerClient:
         """Ask for a request to end; its Finished frame still comes. Raises WorkerLost."""
         await self._send(Cancel(id=request))
 
+    async def answer_now(self, request: int) -> None:
+        """Close the thinking of a request; it goes on with its answer. Raises WorkerLost."""
+        await self._send(AnswerNow(id=request))
+
     async def close(self) -> None:
-        """End the process, in good order if it answers within three seconds."""
+        """End the process, in good order if it answers within ten seconds."""
         if self._process is None:
             return
         with contextlib.suppress(WorkerLost):

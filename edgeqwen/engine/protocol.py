@@ -18,8 +18,21 @@ from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput, from_wire
 MAX_FRAME = 64 << 20
 _LENGTH = struct.Struct(">I")
 
+KvType = Literal["f16", "q8_0", "q4_0"]
+Overflow = Literal["stop", "drop-oldest", "drop-thinking", "keep-ends"]
+"""What to do when a conversation does not fit the context: refuse it, or leave something out and say so."""
 StopReason = Literal["eos", "stop", "length", "cancelled"]
 Role = Literal["system", "user", "assistant", "tool"]
+
+
+class SavedParams(msgspec.Struct, frozen=True, kw_only=True):
+    """The KV cache on disk."""
+
+    folder: str
+    model: str
+    """What tells this model's bytes from every other's: a sha256 where there is one."""
+    max_bytes: int = 2 << 30
+    """Of all files together; those not used for longest go first."""
 
 
 class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,10 +47,17 @@ class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
     n_batch: int = 512
     """Most tokens evaluated in one step."""
     n_threads: int = 1
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
-    """How keys and values are kept; the smaller ones cost a little quality."""
+    kv_type: KvType = "f16"
+    """How keys are kept, and values unless `kv_type_v` says otherwise; smaller costs a little quality."""
+    kv_type_v: KvType | None = None
     n_gpu_layers: int = -1
     """Layers on the GPU, where the build has one; -1 is all."""
+    load_mode: Literal["auto", "mmap", "mlock", "read"] = "auto"
+    """mmap reads weights as they are used, mlock pins them as well, read copies them into memory at once."""
+    repack: bool = True
+    """Keep rearranged copies of weights, which CPUs compute faster with."""
+    saved: SavedParams | None = None
+    """Where the KV cache is kept on disk; None keeps it nowhere."""
 
 
 class SamplerParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +127,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float
     """Slot start to the logits of the last prompt token."""
     completion_tokens: int
-    """Tokens kept, thinking included, the end token not."""
+    """Tokens sampled and kept, thinking included, the end token not."""
+    thinking_tokens: int
+    """Those of them inside a thinking block."""
     decode_s: float
     """First kept token to last kept token."""
     rss_bytes: int
@@ -137,6 +159,15 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     think: bool | None = None
     """For templates that can switch it; None leaves it to the template."""
     tools: tuple[dict[str, Any], ...] = ()
+    overflow: Overflow = "stop"
+    thinking_budget: int | None = None
+    """Tokens of thinking after which it is closed and the answer begins; None lets it end by itself."""
+
+
+class AnswerNow(msgspec.Struct, frozen=True, kw_only=True, tag="answer_now"):
+    """Close the thinking of a request and go on with its answer; nothing when it does not think."""
+
+    id: int
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -169,6 +200,14 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     rss_bytes: int
 
 
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
+    """What was left out of a conversation that did not fit."""
+
+    messages: tuple[int, ...]
+    """Indices into the request's messages; with `drop-thinking` only their thinking went."""
+    n_tokens: int
+
+
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     """A slot begins with a request."""
 
@@ -177,6 +216,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     cached_tokens: int
     in_thinking: bool
     """The prompt ends inside a thinking block, so the answer starts there."""
+    dropped: Dropped | None = None
 
 
 class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag="prefill"):
@@ -221,7 +261,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 F = TypeVar("F")
-Command = Load | Generate | Cancel | Close
+Command = Load | Generate | AnswerNow | Cancel | Close
 Event = Loading | Ready | Started | Prefill | TextDelta | Finished | Failed
 
 _encoder = msgspec.json.Encoder()

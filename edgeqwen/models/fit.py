@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from edgeqwen.errors import LoadFailed
 from edgeqwen.models.catalogue import Model, Variant
 from edgeqwen.models.facts import ModelFacts, kv_bytes
 
@@ -75,6 +76,34 @@ def estimate(facts: ModelFacts, n_ctx: int, kv_type: str = "f16") -> Estimate:
         compute=n_batch * 4 * (3 * n_ff + 4 * facts.n_embd) + 2 * n_batch * n_ctx,
         process=_PROCESS_BYTES + _VOCABULARY_BYTES * facts.n_vocab,
     )
+
+
+def check_memory(facts: ModelFacts, n_ctx: int, kv_type: str, available_bytes: int) -> None:
+    """Raise LoadFailed when a model cannot fit, with the numbers and the nearest setting that would.
+
+    Weights are mapped, so they need not be counted: without them it must fit, or the system would kill it.
+    """
+    parts = estimate(facts, n_ctx, kv_type)
+    needed = parts.total - parts.weights
+    if needed <= available_bytes:
+        return
+    hint = _nearest_that_fits(facts, n_ctx, kv_type, available_bytes)
+    message = (
+        f"a context of {n_ctx:,} tokens needs {needed / 1e9:.1f} GB of memory besides the weights, and "
+        f"{available_bytes / 1e9:.1f} GB are available; {hint}"
+    )
+    raise LoadFailed(message, reason="not enough memory")
+
+
+def _nearest_that_fits(facts: ModelFacts, n_ctx: int, kv_type: str, available_bytes: int) -> str:
+    for kind in dict.fromkeys((kv_type, "q8_0", "q4_0")):
+        context = n_ctx
+        while context >= 512:
+            parts = estimate(facts, context, kind)
+            if parts.total - parts.weights <= _TIGHT * available_bytes:
+                return f"`--ctx {context} --kv {kind}` fits" if kind != "f16" else f"`--ctx {context}` fits"
+            context = context // 2 if context > _SMALLEST_DEFAULT or kind == "q4_0" else 0
+    return "no context fits, so take a smaller model (`edgeqwen recommend`)"
 
 
 def verdict(total: int, available_bytes: int) -> Verdict:

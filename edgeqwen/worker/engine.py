@@ -52,6 +52,11 @@ class Engine(Protocol):
     """Tokens that end an answer."""
     template: str | None
     """The chat template of the model file."""
+    goes_back: bool
+    """The tail of a slot can be forgotten anywhere; else (recurrent state) only where a checkpoint is."""
+    can_shift: bool
+    version: str
+    """Of everything that gives saved states their form."""
     control_texts: tuple[str, ...]
     """Spellings of control tokens, which nobody's text may turn into."""
 
@@ -73,6 +78,30 @@ class Engine(Protocol):
 
     def n_cached(self, slot: int) -> int:
         """Return how many tokens of a slot are in the cache."""
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target`, whatever it held, hold what `source` holds."""
+        ...
+
+    def shift(self, slot: int, start: int, stop: int) -> None:
+        """Forget tokens from `start` to before `stop`, and move those behind down; only if can_shift."""
+        ...
+
+    def checkpoint(self, slot: int) -> bytes:
+        """Return what `restore` needs to come back to the slot's present length; only if not goes_back."""
+        ...
+
+    def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
+        """Go back to `length`, where the checkpoint was made; False: it did not work, the slot is empty."""
+        ...
+
+    def save(self, slot: int) -> bytes | bytearray:
+        """Return a slot's whole state."""
+        ...
+
+    def load(self, slot: int, data: bytes | bytearray) -> bool:
+        """Put a saved state into a slot; False: it was refused, the slot is empty."""
         ...
 
     def open_sampler(self, params: SamplerParams, seed: int) -> TokenSampler: ...

@@ -27,6 +27,8 @@ _FLASH_ATTENTION_ON = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _ABORTED, _NO_ROOM = 2, 1
+_WHOLE, _RECURRENT_PART = 0, 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+_LOAD_MODES = {"auto": -1, "read": 0, "mmap": 1, "mlock": 3}  # llama_load_mode
 
 
 class LlamaEngine:
@@ -65,10 +67,10 @@ class LlamaEngine:
             raise LoadFailed(message, path=params.paths[0])
         self._memory = L.llama_get_memory(self._ctx)
         self.n_batch = int(L.llama_n_batch(self._ctx))
-        self._goes_back = not (
-            L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model)
-        )
+        self.goes_back = not (L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model))
+        self.can_shift = self.goes_back and bool(L.llama_memory_can_shift(self._memory))
         self.architecture = self._meta("general.architecture")
+        self.version = f"{LLAMA_VERSION} {self.architecture}"
         template = L.llama_model_chat_template(self._model, None)
         self.template = template.decode("utf-8", "replace") if template else None
         self._open_batch()
@@ -82,8 +84,9 @@ class LlamaEngine:
         settings.n_seq_max = params.n_slots
         settings.kv_unified = True
         settings.n_outputs_max = params.n_slots  # the true maximum: 40 MiB of compute buffer instead of 300
-        settings.type_k = settings.type_v = _KV_TYPES[params.kv_type]
-        if params.kv_type != "f16":
+        value_type = params.kv_type_v or params.kv_type
+        settings.type_k, settings.type_v = _KV_TYPES[params.kv_type], _KV_TYPES[value_type]
+        if value_type != "f16":
             settings.flash_attn_type = _FLASH_ATTENTION_ON  # values can be quantized only with it
         settings.n_threads = settings.n_threads_batch = params.n_threads
         # strlen(flag) != 0 is asked once per graph node; a Python callback would fight for the GIL there.
@@ -162,9 +165,6 @@ class LlamaEngine:
                 L.llama_synchronize(self._ctx)  # so that prefill is timed to its end on a GPU, too
             return Decoded.DONE
         self._wants = []
-        if not self._goes_back:
-            # A recurrent state cannot drop the failed batch, and pos_max would be wrong: forget everything.
-            L.llama_memory_clear(self._memory, True)
         if status == _ABORTED:
             return Decoded.ABORTED
         if status == _NO_ROOM:
@@ -174,10 +174,53 @@ class LlamaEngine:
     def trim(self, slot: int, length: int) -> bool:
         if length == 0:
             return bool(L.llama_memory_seq_rm(self._memory, slot, -1, -1))
-        return self._goes_back and bool(L.llama_memory_seq_rm(self._memory, slot, length, -1))
+        return self.goes_back and bool(L.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def n_cached(self, slot: int) -> int:
         return int(L.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def copy(self, source: int, target: int) -> None:
+        self.trim(target, 0)
+        L.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def shift(self, slot: int, start: int, stop: int) -> None:
+        assert self.can_shift
+        L.llama_memory_seq_rm(self._memory, slot, start, stop)
+        L.llama_memory_seq_add(self._memory, slot, stop, -1, start - stop)
+
+    def checkpoint(self, slot: int) -> bytes:
+        return bytes(self._get_state(slot, _RECURRENT_PART))
+
+    def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
+        # In this order: after the recurrent part is that of `length`, the attention part may follow.
+        if self._set_state(slot, checkpoint, _RECURRENT_PART) and L.llama_memory_seq_rm(
+            self._memory, slot, length, -1
+        ):
+            return True
+        self.trim(slot, 0)
+        return False
+
+    def save(self, slot: int) -> bytearray:
+        return self._get_state(slot, _WHOLE)
+
+    def load(self, slot: int, data: bytes | bytearray) -> bool:
+        self.trim(slot, 0)
+        if self._set_state(slot, data, _WHOLE):
+            return True
+        self.trim(slot, 0)
+        return False
+
+    def _get_state(self, slot: int, flags: int) -> bytearray:
+        state = bytearray(L.llama_state_seq_get_size_ext(self._ctx, slot, flags))
+        if state:
+            view = (ctypes.c_uint8 * len(state)).from_buffer(state)
+            if L.llama_state_seq_get_data_ext(self._ctx, view, len(state), slot, flags) != len(state):
+                raise EngineError("llama.cpp could not give out the state of a sequence")
+        return state
+
+    def _set_state(self, slot: int, data: bytes | bytearray, flags: int) -> bool:
+        view = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        return bool(L.llama_state_seq_set_data_ext(self._ctx, view, len(data), slot, flags) == len(data))
 
     def open_sampler(self, params: SamplerParams, seed: int) -> _GuardedSampler:
         return _GuardedSampler(self, LlamaSampler(self._ctx, params, seed))
@@ -219,6 +262,8 @@ class _GuardedSampler:
 def _load_model(params: LoadParams, on_progress: Callable[[float], bool]) -> Any:  # noqa: ANN401
     settings = L.llama_model_default_params()
     settings.n_gpu_layers = params.n_gpu_layers
+    settings.use_extra_bufts = params.repack
+    settings.load_mode = _LOAD_MODES[params.load_mode]
     # Kept in a name until the load is over: the library holds a bare pointer to it.
     callback = L.llama_progress_callback(lambda progress, _data: on_progress(float(progress)))
     settings.progress_callback = callback

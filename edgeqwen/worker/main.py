@@ -12,9 +12,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO
 
 from edgeqwen.engine.protocol import (
+    AnswerNow,
     Cancel,
     Close,
     Command,
@@ -32,9 +34,11 @@ from edgeqwen.engine.protocol import (
 from edgeqwen.errors import EdgeQwenError, EngineError
 from edgeqwen.worker.engine import Engine
 from edgeqwen.worker.memory import resident_bytes
+from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.slots import Scheduler
 
-_PATIENCE_S = 5.0  # after the parent is gone
+_PATIENCE_S = 10.0  # after the parent is gone, for the disk to take what was not saved
+_IDLE_S = 2.0  # after which what the slots hold goes to disk
 
 
 class Worker:
@@ -65,16 +69,27 @@ class Worker:
         """Handle waiting commands and take one step; return False when it is time to go."""
         busy = self._scheduler is not None and self._scheduler.has_work
         while not busy or not self._inbox.empty():
-            command = self._inbox.get()
+            command = self._next_command()
             if isinstance(command, Close):
                 return False
-            self._send(self._handle(command))
+            if command is not None:
+                self._send(self._handle(command))
             busy = self._scheduler is not None and self._scheduler.has_work
         if self._closing.is_set():
             return False
         assert self._scheduler is not None
         self._send(self._scheduler.step())
         return True
+
+    def _next_command(self) -> Command | None:
+        """Wait for a command; when none comes for a while, save what the slots hold and wait on."""
+        if not self._inbox.empty() or self._scheduler is None:
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=_IDLE_S)
+        except queue.Empty:
+            self._scheduler.save()
+            return self._inbox.get()
 
     def _handle(self, command: Command) -> list[Event]:
         if isinstance(command, Load):
@@ -84,6 +99,9 @@ class Worker:
             return [Failed.of(EngineError("no model is loaded"), request)]
         if isinstance(command, Generate):
             return self._scheduler.submit(command)
+        if isinstance(command, AnswerNow):
+            self._scheduler.answer_now(command.id)
+            return []
         if isinstance(command, Cancel):
             self._engine.resume()
             return self._scheduler.cancel(command.id)
@@ -95,7 +113,7 @@ class Worker:
             if self._engine is not None:
                 raise EngineError("this worker holds a model already")
             self._engine = _open_engine(params, self._tell_loading)
-            self._scheduler = Scheduler(self._engine, time.perf_counter)
+            self._scheduler = Scheduler(self._engine, time.perf_counter, _open_saved(params, self._engine))
         except EdgeQwenError as error:
             return [Failed.of(error)]
         ready = Ready(
@@ -139,9 +157,21 @@ class Worker:
 
     def _deliver(self, command: Command) -> None:
         # The flag before the command: whoever handles the command lowers the flag, so it never stays up.
-        if isinstance(command, Cancel | Close) and self._engine is not None:
-            self._engine.abort()
+        if self._engine is not None and self._scheduler is not None:
+            # With neighbours in the batch the step is not cut short: they would lose it, too.
+            is_alone = isinstance(command, Cancel) and self._scheduler.running <= {command.id}
+            if is_alone or isinstance(command, Close):
+                self._engine.abort()
         self._inbox.put(command)
+
+
+def _open_saved(params: LoadParams, engine: Engine) -> SavedStates | None:
+    """Return the saved states that fit this engine: same model, version, KV types and context."""
+    if params.saved is None or params.saved.max_bytes <= 0:
+        return None
+    kv_types = f"{params.kv_type}/{params.kv_type_v or params.kv_type}"
+    key = f"{params.saved.model} {engine.version} {kv_types} {params.n_ctx}"
+    return SavedStates(Path(params.saved.folder), key, params.saved.max_bytes)
 
 
 def _open_engine(params: LoadParams, on_progress: Callable[[float], bool]) -> Engine:

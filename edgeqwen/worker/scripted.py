@@ -55,6 +55,8 @@ class ScriptedEngine:
     """Tokens are bytes, but for the pieces of the script, which are one token each."""
 
     architecture = "scripted"
+    goes_back = can_shift = True
+    version = "scripted"
 
     def __init__(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:
         """Read the script. Raises LoadFailed."""
@@ -110,6 +112,25 @@ class ScriptedEngine:
 
     def n_cached(self, slot: int) -> int:
         return len(self._cache[slot])
+
+    def copy(self, source: int, target: int) -> None:
+        self._cache[target] = list(self._cache[source])
+
+    def shift(self, slot: int, start: int, stop: int) -> None:
+        del self._cache[slot][start:stop]
+
+    def checkpoint(self, slot: int) -> bytes:
+        return b""
+
+    def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
+        return self.trim(slot, length)
+
+    def save(self, slot: int) -> bytes:
+        return msgspec.json.encode(self._cache[slot])
+
+    def load(self, slot: int, data: bytes | bytearray) -> bool:
+        self._cache[slot] = msgspec.json.decode(data, type=list[int])
+        return True
 
     def open_sampler(self, params: SamplerParams, seed: int) -> ScriptedEngine:
         return self

@@ -260,6 +260,7 @@ def test_rates_need_two_points() -> None:
         prefill_tokens=0,
         prefill_s=0.0,
         completion_tokens=1,
+        thinking_tokens=0,
         decode_s=0.0,
         rss_bytes=1,
     )

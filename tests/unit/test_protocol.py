@@ -35,6 +35,7 @@ STATS = p.Stats(
     cached_tokens=1,
     prefill_tokens=2,
     prefill_s=0.5,
+    thinking_tokens=0,
     completion_tokens=4,
     decode_s=0.3,
     rss_bytes=5,

@@ -1,0 +1,188 @@
+"""What the cache knows already of a prompt, in memory or on disk, and how to get it to where it is wanted.
+
+Owns the mirrors of the cache and every change to them but evaluation itself; knows no requests.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from edgeqwen.worker.engine import Engine
+from edgeqwen.worker.saved import SavedStates, State, common_prefix
+
+_WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
+_WORTH_SAVING = 128  # tokens; fewer are read as fast as a file is
+_MAX_CHECKPOINTS = 8
+_NEEDLE = 16  # tokens by which a shifted stretch is found again
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """One sequence of the cache, as far as its contents go."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    """Exactly what the cache holds."""
+    checkpoints: dict[int, bytes] = field(default_factory=dict)
+    """Of models that cannot go back: what `restore` needs, by length."""
+    used: int = 0
+    """When it was placed last, in places given out."""
+    n_saved: int = 0
+    """How many of its tokens are on disk as they are."""
+
+
+class PrefixCache:
+    """All sequences of one engine."""
+
+    def __init__(
+        self, engine: Engine, sequences: Sequence[CachedSequence], saved: SavedStates | None
+    ) -> None:
+        self._engine, self._all, self._saved = engine, sequences, saved
+        self._n_placed = 0
+
+    def place(
+        self, prompt: list[int], idle: Collection[CachedSequence], *, may_shift: bool
+    ) -> tuple[CachedSequence, int]:
+        """Choose a sequence for a prompt and bring it as far as the cache can; returns it and its length.
+
+        The last token is never taken from the cache, which holds no logits. `may_shift` allows stretches that
+        have moved down because something before them was left out.
+        """
+        self._n_placed += 1
+        limit = len(prompt) - 1
+        best = max(self._all, key=lambda sequence: self._usable(sequence, prompt, limit))
+        n_best = self._usable(best, prompt, limit)
+        target = self._target(best, n_best, idle)
+        target.used = self._n_placed
+        if may_shift and self._shift(target, prompt, limit):
+            return target, len(target.tokens)
+        if n_saved := self._from_disk(target, prompt, limit, n_best):
+            return target, n_saved
+        if target is not best:
+            self._leave(target)
+            if n_best >= _WORTH_COPYING:
+                self._engine.copy(best.index, target.index)
+                target.tokens, target.checkpoints = list(best.tokens), dict(best.checkpoints)
+            target.n_saved = 0
+        elif len(target.tokens) - n_best >= _WORTH_SAVING:
+            self._leave(target)
+        self.cut(target, self._usable(target, prompt, limit))
+        return target, len(target.tokens)
+
+    def cut(self, sequence: CachedSequence, length: int) -> None:
+        """Forget everything from `length` on, or from the last checkpoint before it."""
+        if length < len(sequence.tokens):
+            if self._engine.goes_back or length == 0:
+                self._engine.trim(sequence.index, length)
+            else:
+                length = self._go_back(sequence, length)
+        del sequence.tokens[length:]
+        sequence.checkpoints = {at: data for at, data in sequence.checkpoints.items() if at <= length}
+        sequence.n_saved = min(sequence.n_saved, length)
+
+    def heal(self, sequence: CachedSequence, n_before: int) -> None:
+        """Bring mirror and cache together again after a step that failed; it began at `n_before`."""
+        if self._engine.goes_back:
+            del sequence.tokens[self._engine.n_cached(sequence.index) :]
+            sequence.n_saved = min(sequence.n_saved, len(sequence.tokens))
+        elif len(sequence.tokens) != n_before:
+            # The recurrent part is anywhere between, whatever the library says.
+            self.cut(sequence, max((at for at in sequence.checkpoints if at <= n_before), default=0))
+
+    def remember(self, sequence: CachedSequence) -> None:
+        """Make a checkpoint of a sequence as it is."""
+        sequence.checkpoints[len(sequence.tokens)] = self._engine.checkpoint(sequence.index)
+        if len(sequence.checkpoints) > _MAX_CHECKPOINTS:
+            _, second, *_ = sorted(sequence.checkpoints)
+            del sequence.checkpoints[second]  # the first is the system prompt's
+
+    def save(self, sequences: Collection[CachedSequence]) -> None:
+        """Put on disk what is not there yet and worth it."""
+        for sequence in sequences:
+            self._leave(sequence)
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        if self._saved:
+            self._saved.close()
+
+    def _usable(self, sequence: CachedSequence, prompt: Sequence[int], limit: int) -> int:
+        """Return how many tokens of a prompt can be taken from a sequence."""
+        n_common = min(common_prefix(sequence.tokens, prompt), limit)
+        if self._engine.goes_back or n_common == len(sequence.tokens):
+            return n_common
+        return max((at for at in sequence.checkpoints if at <= n_common), default=0)
+
+    def _target(self, best: CachedSequence, n_best: int, idle: Collection[CachedSequence]) -> CachedSequence:
+        """Return the idle sequence to use: the best one, unless much would be lost that others spare."""
+        loses_little = 2 * n_best >= len(best.tokens)
+        if best in idle and (loses_little or len(idle) == 1):
+            return best
+        return min(idle, key=lambda sequence: (len(sequence.tokens) > 0, sequence.used))
+
+    def _shift(self, target: CachedSequence, prompt: list[int], limit: int) -> bool:
+        """Take a stretch over that stands further up in the sequence than in the prompt."""
+        if not self._engine.can_shift:
+            return False
+        start = common_prefix(target.tokens, prompt)
+        stop = _find(target.tokens, prompt[start : start + _NEEDLE], start)
+        if stop is None:
+            return False
+        n_same = common_prefix(target.tokens[stop:], prompt[start:])
+        self.cut(target, stop + n_same)
+        self._engine.shift(target.index, start, stop)
+        del target.tokens[start:stop]
+        target.n_saved = min(target.n_saved, start)
+        self.cut(target, limit)
+        return True
+
+    def _from_disk(self, target: CachedSequence, prompt: list[int], limit: int, n_known: int) -> int:
+        """Restore a saved state that holds more of a prompt than memory does; returns its length, or 0."""
+        if self._saved is None or limit < _WORTH_SAVING:
+            return 0
+        path, tokens = self._saved.find(prompt)
+        if path is None or min(common_prefix(tokens, prompt), limit) < n_known + _WORTH_SAVING:
+            return 0
+        state = self._saved.read(path)
+        if state is None:
+            return 0
+        self._leave(target)
+        target.tokens, target.checkpoints, target.n_saved = [], {}, 0
+        if not self._engine.load(target.index, state.data):
+            return 0
+        if self._engine.n_cached(target.index) != len(state.tokens):
+            self._engine.trim(target.index, 0)
+            return 0
+        target.tokens, target.checkpoints = state.tokens, state.checkpoints
+        target.n_saved = len(state.tokens)
+        self.cut(target, self._usable(target, prompt, limit))
+        return len(target.tokens)
+
+    def _go_back(self, sequence: CachedSequence, length: int) -> int:
+        at = max((at for at in sequence.checkpoints if at <= length), default=0)
+        if at and self._engine.restore(sequence.index, at, sequence.checkpoints[at]):
+            return at
+        self._engine.trim(sequence.index, 0)
+        return 0
+
+    def _leave(self, sequence: CachedSequence) -> None:
+        """Save a sequence before it is given up, unless it is on disk or too short to matter."""
+        n_tokens = len(sequence.tokens)
+        if self._saved is None or n_tokens < _WORTH_SAVING or n_tokens == sequence.n_saved:
+            return
+        data = self._engine.save(sequence.index)
+        self._saved.write(State(list(sequence.tokens), data, dict(sequence.checkpoints)))
+        sequence.n_saved = n_tokens
+
+
+def _find(tokens: list[int], needle: list[int], start: int) -> int | None:
+    """Return where `needle` stands behind `start`."""
+    if len(needle) < _NEEDLE:
+        return None
+    haystack, wanted = array("i", tokens).tobytes(), array("i", needle).tobytes()
+    at = haystack.find(wanted, 4 * (start + 1))
+    while at >= 0 and at % 4:
+        at = haystack.find(wanted, at + 1)
+    return at // 4 if at >= 0 else None

@@ -1,0 +1,226 @@
+"""The KV cache on disk: states of sequences with their tokens, checksummed, least recently used first out.
+
+    EQKV1\\n  header length (u32 LE)  header (JSON)  tokens (i32 LE each)  state  checkpoints
+
+Owns the folder and the format; the states themselves mean something to the engine alone. Whatever is wrong
+with a file costs a line in the log and a normal prefill, never an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from edgeqwen.text import clean_line
+
+_MAGIC = b"EQKV1\n"
+_LENGTH = struct.Struct("<I")
+_MAX_HEADER = 1 << 16
+_MAX_TOKENS = 1 << 24
+_STALE_S = 3600.0
+
+
+class _Header(msgspec.Struct, frozen=True):
+    key: str
+    n_tokens: int
+    state_bytes: int
+    checkpoints: dict[int, int]
+    """Bytes by position."""
+    sha256: str
+    """Of everything behind the header."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A sequence as it can be saved and restored."""
+
+    tokens: list[int]
+    data: bytes | bytearray
+    checkpoints: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return 4 * len(self.tokens) + len(self.data) + sum(map(len, self.checkpoints.values()))
+
+
+class SavedStates:
+    """The saved sequences of one engine: those with its `key`, which names all that must be the same."""
+
+    def __init__(self, folder: Path, key: str, max_bytes: int) -> None:
+        self._folder, self._key, self._max_bytes = folder, key, max_bytes
+        self._index: dict[Path, array[int]] | None = None
+        self._lock = threading.Lock()  # of the index
+        self._writer = ThreadPoolExecutor(1)
+
+    def find(self, prompt: Sequence[int]) -> tuple[Path | None, list[int]]:
+        """Return the saved sequence that shares the longest beginning with a prompt, and its tokens."""
+        best: tuple[int, Path | None, array[int]] = (0, None, array("i"))
+        for path, tokens in self._known():
+            n_common = common_prefix(tokens, prompt)
+            if n_common > best[0]:
+                best = (n_common, path, tokens)
+        return best[1], list(best[2])
+
+    def read(self, path: Path) -> State | None:
+        """Return a saved sequence, or None when it turns out to be damaged, which is told in the log."""
+        try:
+            with path.open("rb") as file:
+                header = self._read_header(file, path)
+                body = file.read()
+            if hashlib.sha256(body).hexdigest() != header.sha256:
+                raise ValueError("its checksum is wrong")
+            with suppress(OSError):
+                os.utime(path)  # it was used: the others go first
+            return _parse(header, body)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            self._forget(path, error)
+            return None
+
+    def write(self, state: State) -> None:
+        """Save a sequence in the background; one write at a time."""
+        if state.size <= self._max_bytes:
+            self._writer.submit(self._write, state)
+
+    def close(self) -> None:
+        """Return when everything is on disk; nothing can be written after it."""
+        self._writer.shutdown()
+
+    def _known(self) -> list[tuple[Path, array[int]]]:
+        with self._lock:
+            if self._index is None:
+                self._index = dict(self._read_index())
+            return list(self._index.items())
+
+    def _read_index(self) -> Iterator[tuple[Path, array[int]]]:
+        for path in _files(self._folder):
+            with suppress(OSError, ValueError, msgspec.DecodeError), path.open("rb") as file:
+                header = self._read_header(file, path)
+                tokens = array("i")
+                tokens.frombytes(file.read(4 * header.n_tokens))
+                yield path, tokens
+
+    def _read_header(self, file: BinaryIO, path: Path) -> _Header:
+        """Read the header of an open file. Raises ValueError when it is not one of ours, whole and for us."""
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError("it is no saved KV cache")
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size).ljust(_LENGTH.size, b"\0"))
+        if length > _MAX_HEADER:
+            raise ValueError("its header is too long")
+        header = msgspec.json.decode(file.read(length), type=_Header)
+        if header.key != self._key:
+            raise ValueError("it belongs to another model, setting or version")
+        if not 0 < header.n_tokens <= _MAX_TOKENS or header.state_bytes < 0:
+            raise ValueError("its header makes no sense")
+        body = 4 * header.n_tokens + header.state_bytes + sum(header.checkpoints.values())
+        if path.stat().st_size != file.tell() + body or min(header.checkpoints.values(), default=0) < 0:
+            raise ValueError("it is cut off")
+        return header
+
+    def _write(self, state: State) -> None:
+        tokens = array("i", state.tokens)
+        parts = [tokens.tobytes(), state.data, *state.checkpoints.values()]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        sizes = {position: len(data) for position, data in state.checkpoints.items()}
+        header = _Header(self._key, len(tokens), len(state.data), sizes, digest.hexdigest())
+        raw = msgspec.json.encode(header)
+        name = hashlib.sha256(self._key.encode() + parts[0]).hexdigest()[:32]
+        path, temporary = self._folder / f"{name}.kv", self._folder / f"{name}.{os.getpid()}.part"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make_room(state.size)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                for part in (_MAGIC, _LENGTH.pack(len(raw)), raw, *parts):
+                    file.write(part)
+            temporary.replace(path)
+        except OSError as error:
+            _log(f"the KV cache could not be saved: {error.strerror or error}")
+            with suppress(OSError):
+                temporary.unlink()
+            return
+        self._replace_beginnings(path, tokens)
+
+    def _replace_beginnings(self, path: Path, tokens: array[int]) -> None:
+        """Note a new file, and remove those that hold no more than its beginning."""
+        for other, held in self._known():
+            if other != path and len(held) <= len(tokens) and common_prefix(held, tokens) == len(held):
+                self._remove(other)
+        with self._lock:
+            if self._index is not None:
+                self._index[path] = tokens
+
+    def _remove(self, path: Path) -> None:
+        with self._lock:
+            if self._index is not None:
+                self._index.pop(path, None)
+        with suppress(OSError):
+            path.unlink()
+
+    def _make_room(self, n_bytes: int) -> None:
+        """Remove the files that were not used for longest until there is room for a new one."""
+        files = []
+        for stale in self._folder.glob("*.part"):  # of a process that was killed while it wrote
+            with suppress(OSError):
+                if time.time() - stale.stat().st_mtime > _STALE_S:
+                    stale.unlink()
+        for path in _files(self._folder):
+            with suppress(OSError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in files) + n_bytes
+        for _, size, path in sorted(files):
+            if total <= self._max_bytes:
+                return
+            self._remove(path)
+            total -= size
+
+    def _forget(self, path: Path, error: Exception) -> None:
+        _log(f"a saved KV cache cannot be used: {error}")
+        self._remove(path)
+
+
+def _parse(header: _Header, body: bytes) -> State:
+    tokens = array("i")
+    at = 4 * header.n_tokens
+    tokens.frombytes(body[:at])
+    data = body[at : at + header.state_bytes]
+    at += header.state_bytes
+    checkpoints = {}
+    for position, size in header.checkpoints.items():
+        checkpoints[position] = body[at : at + size]
+        at += size
+    return State(tokens.tolist(), data, checkpoints)
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.glob("*.kv") if path.is_file() and not path.is_symlink())
+    except OSError:
+        return []
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many first tokens two sequences share."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def _log(sentence: str) -> None:
+    sys.stderr.write(f"edgeqwen: {clean_line(sentence)}\n")

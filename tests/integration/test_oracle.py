@@ -1,0 +1,224 @@
+"""Whatever was asked, cancelled, evicted and restored before: greedy answers are those of a fresh context.
+
+The scheduler over the real engine, in this process, against an oracle that forgets everything each time.
+Where the two part, the oracle's two best scores must lie within rounding: other batches round differently.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from edgeqwen.engine.protocol import (
+    ChatMessage,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    LoadParams,
+    SamplerParams,
+    Started,
+)
+from edgeqwen.worker.binding import L
+from edgeqwen.worker.engine import Row
+from edgeqwen.worker.llama import LlamaEngine
+from edgeqwen.worker.saved import SavedStates
+from edgeqwen.worker.slots import Scheduler, Slot
+
+ROUNDING = 0.02  # of scores that spread over several units
+ARCHITECTURES = ("qwen2", "qwen3", "qwen35")
+SYSTEM = "You are a helpful little model that likes the numbers one, two and three. " * 3
+
+
+@contextmanager
+def engine(path: Path, **params: int) -> Iterator[LlamaEngine]:
+    opened = LlamaEngine(
+        LoadParams(paths=(str(path),), **{"n_ctx": 1024, "n_batch": 64, **params}), lambda _: True
+    )
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+class Oracle:
+    """Answers greedily from a context that holds nothing else."""
+
+    def __init__(self, engine: LlamaEngine) -> None:
+        self._engine = engine
+
+    def check(self, prompt: list[int], answer: list[int]) -> None:
+        """Assert that `answer` is what a fresh context says, but for ties within rounding."""
+        goal = prompt + answer
+        scores = self._scores(goal, len(prompt) - 1)
+        for token, row in zip(answer, scores, strict=False):
+            best = max(row)
+            assert best - row[token] < ROUNDING, f"{token} instead of {row.index(best)}"
+
+    def _scores(self, tokens: list[int], first: int) -> list[list[float]]:
+        self._engine.trim(0, 0)
+        found = []
+        for position, token in enumerate(tokens):
+            self._engine.decode([Row(token, position, 0, True)])
+            if position >= first:
+                logits = L.llama_get_logits_ith(self._engine._ctx, 0)
+                found.append(logits[: self._engine.n_vocab])
+        return found
+
+
+class Asked:
+    """A scheduler, and what it was asked and said, in tokens."""
+
+    def __init__(self, engine: LlamaEngine, saved: SavedStates | None = None) -> None:
+        self.scheduler = Scheduler(engine, time.perf_counter, saved)
+        self.prompts: dict[int, list[int]] = {}
+        self.answers: dict[int, list[int]] = {}
+        self.started: dict[int, Started] = {}
+        self.finished: dict[int, Finished] = {}
+        self._slots: dict[int, Slot] = {}
+
+    def submit(self, request: Generate) -> None:
+        assert self.scheduler.submit(request) == []
+
+    def step(self) -> None:
+        self._note(self.scheduler.step())
+
+    def cancel(self, number: int) -> None:
+        self._note(self.scheduler.cancel(number))
+
+    def run(self) -> None:
+        while self.scheduler.has_work:
+            self.step()
+
+    def _note(self, events: list[Event]) -> None:
+        for slot in self.scheduler._slots:
+            if slot.job:
+                self._slots[slot.job.request.id] = slot
+                self.prompts[slot.job.request.id] = slot.job.prompt
+        for event in events:
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Started):
+                self.started[event.id] = event
+            if isinstance(event, Finished):
+                self.finished[event.id] = event
+        for number, slot in list(self._slots.items()):
+            self.answers[number] = slot.goal[len(self.prompts[number]) :]
+            if number in self.finished:
+                del self._slots[number]
+
+
+def conversation(rng: random.Random, said: list[str]) -> tuple[ChatMessage, ...]:
+    system = (ChatMessage(role="system", content=SYSTEM),) if rng.random() < 0.6 else ()
+    roles = ("user", "assistant")
+    turns = [ChatMessage(role=roles[index % 2], content=text) for index, text in enumerate(said)]  # type: ignore[arg-type]
+    return (*system, *turns)
+
+
+def request(number: int, messages: tuple[ChatMessage, ...], n_tokens: int) -> Generate:
+    return Generate(id=number, messages=messages, sampler=SamplerParams(temperature=0, max_tokens=n_tokens))
+
+
+def torment(asked: Asked, chats: list[list[str]], rng: random.Random, first: int, *, alone: bool) -> None:
+    """Ask eight times, with earlier turns asked again, edited answers and cancels at any step."""
+    for number in range(first, first + 8):
+        said = rng.choice(chats)
+        if rng.random() < 0.3:
+            said = said[: rng.randrange(1, len(said) + 1, 2)]
+        asked.submit(request(number, conversation(rng, said), rng.randrange(1, 40)))
+        if alone and rng.random() < 0.5:
+            asked.run()
+        for _ in range(rng.randrange(4)):
+            asked.step()
+        if rng.random() < 0.25:
+            asked.cancel(number)
+            continue
+        said += ["an answer that was edited " * rng.randrange(1, 4), f"And then {number}?"]
+        if sum(map(len, said)) > 600:
+            del said[1:]
+    asked.run()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("n_slots", [1, 3])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_answers_are_those_of_a_fresh_context(
+    models: Path, tmp_path: Path, arch: str, n_slots: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    path = models / f"{arch}.gguf"
+    chats: list[list[str]] = [["Hello"], ["Tell me of the sea, " * 8], ["One two three " * 12]]
+    with engine(path, n_slots=n_slots) as real, engine(path) as fresh:
+        n_cached = 0
+        for round_ in range(3):
+            asked = Asked(real, SavedStates(tmp_path / "kv", f"{arch} {real.version}", 1 << 26))
+            torment(asked, chats, rng, 100 * round_, alone=n_slots == 1)
+            asked.scheduler.close()  # all is on disk now; the next round's memory holds nothing
+            for slot in range(n_slots):
+                real.trim(slot, 0)
+            assert asked.finished.keys() >= asked.started.keys()
+            for number, prompt in asked.prompts.items():
+                Oracle(fresh).check(prompt, asked.answers[number])
+            n_cached += sum(event.cached_tokens for event in asked.started.values())
+        assert n_cached > 500
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_shared_system_prompt_is_read_once(models: Path, arch: str) -> None:
+    with engine(models / f"{arch}.gguf", n_slots=3) as real, engine(models / f"{arch}.gguf") as fresh:
+        asked = Asked(real)
+        for number, text in enumerate(("Hello", "Goodbye", "Again"), 1):
+            messages = (ChatMessage(role="system", content=SYSTEM), ChatMessage(role="user", content=text))
+            asked.submit(request(number, messages, 12))
+            while number not in asked.started or not asked.answers[number]:
+                asked.step()
+        asked.run()
+        for number in (2, 3):
+            assert asked.started[number].cached_tokens > len(SYSTEM) * 0.8, "a token is about a byte here"
+        for number, prompt in asked.prompts.items():
+            Oracle(fresh).check(prompt, asked.answers[number])
+
+
+def test_a_hybrid_goes_back_to_where_the_question_began(models: Path) -> None:
+    """Its answer comes back without the thinking, so the cache parts from the prompt at the answer's head."""
+    with engine(models / "qwen35.gguf") as real, engine(models / "qwen35.gguf") as fresh:
+        asked = Asked(real)
+        asked.submit(request(1, (ChatMessage(role="user", content="Hello " * 30),), 10))
+        asked.run()
+        later = [("user", "Hello " * 30), ("assistant", "not what it said"), ("user", "And now?")]
+        messages = tuple(ChatMessage(role=role, content=text) for role, text in later)  # type: ignore[arg-type]
+        asked.submit(request(2, messages, 10))
+        asked.run()
+        n_first = len(asked.prompts[1])
+        assert n_first - 15 < asked.started[2].cached_tokens < n_first
+        for number, prompt in asked.prompts.items():
+            Oracle(fresh).check(prompt, asked.answers[number])
+
+
+def test_a_conversation_survives_the_program(models: Path, tmp_path: Path) -> None:
+    messages = (ChatMessage(role="user", content="Once upon a time " * 20),)
+    cached = []
+    for folder in ("kv", "kv", "copy"):
+        with engine(models / "qwen3.gguf") as real:
+            asked = Asked(real, SavedStates(tmp_path / folder, "a key", 1 << 24))
+            asked.submit(request(1, messages, 8))
+            asked.run()
+            asked.scheduler.close()
+            cached.append((asked.started[1].cached_tokens, asked.answers[1]))
+        if folder == "kv":
+            [file] = (tmp_path / "kv").iterdir()
+            assert file.stat().st_mode & 0o777 == 0o600
+            shutil.copytree(tmp_path / "kv", tmp_path / "copy", dirs_exist_ok=True)
+            damaged = tmp_path / "copy" / file.name
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            damaged.write_bytes(data)
+    (first, answer), (second, again), (third, after_damage) = cached
+    assert first == third == 0
+    assert second > 300
+    assert answer == again == after_damage
