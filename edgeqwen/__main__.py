@@ -1,5 +1,19 @@
-"""Lets `python -m edgeqwen` be `edgeqwen`."""
+"""Where the program starts: `edgeqwen`, and `python -m edgeqwen`.
 
-from edgeqwen.cli.main import main
+Ctrl-C while the rest is still being imported ends the process as the system would, without Python's trace.
+"""
 
-main()
+import signal
+
+
+def main() -> None:
+    """Import the program and run it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from edgeqwen.cli.main import main as run
+
+    signal.signal(signal.SIGINT, before)
+    run()
+
+
+if __name__ == "__main__":
+    main()

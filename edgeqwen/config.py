@@ -88,7 +88,7 @@ def set_value(path: Path, key: str, text: str | None) -> None:
     if text is None:
         table.pop(name, None)
     else:
-        table[name] = _parse(text)
+        table[name] = parse_value(text)
     tomlfile.decode(document.unwrap(), Config, path)
     try:
         _replace(path, tomlkit.dumps(document))
@@ -96,7 +96,7 @@ def set_value(path: Path, key: str, text: str | None) -> None:
         raise InvalidConfig(f"cannot write {path}: {error.strerror}", file=str(path), key=key) from error
 
 
-def _parse(text: str) -> Any:  # noqa: ANN401 - a TOML value of any type
+def parse_value(text: str) -> Any:  # noqa: ANN401 - a TOML value of any type
     """Read `text` as a TOML value; what is none is taken as a plain string."""
     import tomllib
 

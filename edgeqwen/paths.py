@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from edgeqwen.errors import InvalidInput
+
 _APP = "edgeqwen"
 
 
@@ -68,10 +70,18 @@ class Paths:
         return self.config / "models.toml"
 
 
+def expand(text: str) -> Path:
+    """Return a typed path with ~ for the home folder. Raises InvalidInput."""
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise InvalidInput(f"{text} names the home of somebody who is not known here") from error
+
+
 def user_paths() -> Paths:
     """Return this user's folders: all under EDGEQWEN_HOME when that is set, else the platform's own."""
     if home := os.environ.get("EDGEQWEN_HOME"):
-        root = Path(home).expanduser().absolute()
+        root = expand(home).absolute()
         return Paths(root / "data", root / "config", root / "cache", root / "state")
     dirs = platformdirs.PlatformDirs(_APP, appauthor=False)
     return Paths(dirs.user_data_path, dirs.user_config_path, dirs.user_cache_path, dirs.user_state_path)

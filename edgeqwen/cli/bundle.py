@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -70,6 +71,8 @@ def export(
     """
     store, catalogue = invocation.store, invocation.catalogue
     entries = {entry.ref: entry for entry in (store.find(parse_ref(ref), catalogue) for ref in refs)}
+    if not folder.name and not folder.is_absolute():
+        raise InvalidInput("name a folder with `--to`")
     if platform and not with_app:
         raise InvalidInput("`--platform` is the app's; it needs `--with-app`")
     key = _signing_key(invocation.paths)
@@ -109,13 +112,16 @@ def verify_bundle(invocation: Invocation, folder: Path, allow_unsigned: bool) ->
             results.append({**asdict(part), "problem": problem})
             if not invocation.as_json:
                 output.line(f"{'damaged' if problem else 'ok':9}{part.name}")
-    problems = [result for result in results if result["problem"]]
+    problems = [result["problem"] for result in results if result["problem"]]
+    problems += bundles.strangers(opened)
     if invocation.as_json:
-        output.document({"signed_by": opened.signed_by and opened.signed_by.name, "parts": results})
+        output.document(
+            {"signed_by": opened.signed_by and opened.signed_by.name, "parts": results, "problems": problems}
+        )
     else:
         _tell_signer(opened)
-    for result in problems:
-        output.note(f"error: {result['problem']}")
+    for problem in problems:
+        output.note(f"error: {problem}")
     return 4 if problems else 0
 
 
@@ -132,7 +138,9 @@ def import_bundle(invocation: Invocation, folder: Path, allow_unsigned: bool) ->
     opened = bundles.open_bundle(folder, _trusted(invocation.paths), allow_unsigned=allow_unsigned)
     _tell_signer(opened)
     with output.Status() as status:
-        installed = bundles.install(opened, invocation.store, partial(status.share, f"importing {folder}"))
+        installed = bundles.install(
+            opened, invocation.store, invocation.catalogue, partial(status.share, f"importing {folder}")
+        )
     for entry, is_new in installed:
         if is_new:
             invocation.stamps.put(entry)
@@ -157,7 +165,7 @@ def trust() -> None:
 @click.pass_obj
 def trust_add(invocation: Invocation, key: str, name: str) -> None:
     """Trust a public key: its text, or a minisign .pub file."""
-    text = Path(key).read_text(encoding="utf-8", errors="replace") if Path(key).is_file() else key
+    text = _key_text(key)
     public = parse_public(text)
     keys = {known.id: (known, word) for known, word in _read_trusted(invocation.paths)}
     keys[public.id] = (public, clean_line(name, 60))
@@ -166,6 +174,16 @@ def trust_add(invocation: Invocation, key: str, name: str) -> None:
         output.document({"name": public.name, "key": str(public)})
     else:
         output.note(f"bundles signed by the key {public.name} are taken now")
+
+
+def _key_text(key: str) -> str:
+    """Return the key itself, or what the file of this name holds. Raises InvalidInput."""
+    try:
+        return Path(key).read_text(encoding="utf-8", errors="replace") if Path(key).is_file() else key
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return key
+        raise InvalidInput(f"cannot read {key}: {error.strerror}") from error
 
 
 @trust.command("list")
@@ -188,6 +206,8 @@ def trust_list(invocation: Invocation) -> None:
 @click.pass_obj
 def trust_rm(invocation: Invocation, name: str) -> None:
     """Trust a key no longer; NAME is its name or word in the list."""
+    if not name.strip():
+        raise InvalidInput("name the key to be trusted no longer; `edgeqwen trust list` shows them")
     keys = _read_trusted(invocation.paths)
     kept = [(key, word) for key, word in keys if name not in (key.name, word, str(key))]
     if len(kept) == len(keys):

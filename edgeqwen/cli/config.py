@@ -11,7 +11,7 @@ from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
 from edgeqwen.cli.space import move_store
-from edgeqwen.config import Config, set_value
+from edgeqwen.config import Config, parse_value, set_value
 from edgeqwen.errors import InvalidConfig
 from edgeqwen.tomlfile import nearest
 
@@ -58,7 +58,7 @@ def set_(invocation: Invocation, key: str, value: str) -> None:
     """
     _known(invocation, key)
     if key == "store.path":
-        move_store(invocation, value)
+        move_store(invocation, str(parse_value(value)))
     else:
         set_value(invocation.paths.config_file, key, value)
     _confirm(invocation, key)

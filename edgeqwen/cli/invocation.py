@@ -6,10 +6,9 @@ Decides nothing; verbs take from it what they pass on.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeqwen.paths import Paths, shipped_catalogue, site_stores, user_paths
+from edgeqwen.paths import Paths, expand, shipped_catalogue, site_stores, user_paths
 
 if TYPE_CHECKING:
     from edgeqwen.config import Config
@@ -48,8 +47,8 @@ class Invocation:
 
         settings = self.config.store
         roots = (settings.moving_from, *settings.roots) if settings.moving_from else settings.roots
-        own = Path(settings.path).expanduser() if settings.path else self.paths.models
-        return Store(own, (*(Path(root).expanduser() for root in roots), *site_stores()))
+        own = expand(settings.path) if settings.path else self.paths.models
+        return Store(own, (*(expand(root) for root in roots), *site_stores()))
 
     @cached_property
     def stamps(self) -> Stamps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,7 @@ from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option, yes_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.cli.space import list_leftovers
-from edgeqwen.errors import InvalidInput, NotInstalled
+from edgeqwen.errors import DownloadError, InvalidInput, NotInstalled, StoreError
 from edgeqwen.models import store as stores
 from edgeqwen.models.adopt import adopt
 from edgeqwen.models.download import Watch
@@ -135,7 +136,8 @@ def verify_models(
     problems = [
         {"path": str(path), "problem": "cannot be read"} for path in store.broken_manifests() if not ref
     ]
-    n_files, n_hashed, repaired = 0, 0, []
+    n_files = n_hashed = 0
+    repaired: list[dict[str, Any]] = []
     for entry in entries:
         if not (full or repairs) and invocation.stamps.hold(entry):
             checks = [stores.FileCheck(path, None) for path in entry.paths()]
@@ -143,14 +145,16 @@ def verify_models(
         else:
             checks, note = _hash(invocation, entry), ""
             n_hashed += len(checks)
+        n_files += len(checks)
         for check in checks:
-            n_files += 1
-            if check.problem and repairs:
-                repaired.append({"path": str(check.path), **_repair(invocation, entry, check.path)})
-            elif check.problem:
-                problems.append({"path": str(check.path), "problem": check.problem})
+            problem = check.problem
+            if problem and repairs:
+                fixed, problem = _try_repair(invocation, entry, check.path, raises=ref is not None)
+                repaired += fixed
+            if problem:
+                problems.append({"path": str(check.path), "problem": problem})
             if not invocation.as_json:
-                verdict = ("repaired" if repairs else "damaged") if check.problem else "ok"
+                verdict = "damaged" if problem else "repaired" if check.problem else "ok"
                 output.line(f"{verdict:9}{entry.ref}  {check.path.name}{note}")
     if invocation.as_json:
         output.document({"files": n_files, "hashed": n_hashed, "problems": problems, "repaired": repaired})
@@ -193,6 +197,18 @@ def rm(invocation: Invocation, refs: tuple[str, ...], yes: bool) -> None:
         return
     for ref, n_bytes in freed.items():
         output.note(f"removed {ref}, {size_text(n_bytes)} freed")
+
+
+def _try_repair(
+    invocation: Invocation, entry: Entry, path: Path, *, raises: bool
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Repair one file; returns what it took, or, where others may still be repaired, why it could not be."""
+    try:
+        return [{"path": str(path), **_repair(invocation, entry, path)}], None
+    except (StoreError, DownloadError) as error:
+        if raises:
+            raise
+        return [], f"cannot be repaired: {error.message}"
 
 
 def _repair(invocation: Invocation, entry: Entry, path: Path) -> dict[str, int]:

@@ -131,7 +131,15 @@ class _Meter:
             output.note(text)
 
     def on_wait(self, done: int, total: int) -> None:
-        self._status.show(f"another edgeqwen pulls {self._plan.ref}: {_share(done, total)}")
+        text = f"another edgeqwen pulls {self._plan.ref}: {_share(done, total)}"
+        self._status.show(text)
+        waited = time.monotonic() - self._told_at
+        if self._as_json and waited >= _EVENT_EVERY_S:
+            self._told_at = time.monotonic()
+            self.event("waiting", done_bytes=done, total_bytes=total)
+        elif not self._as_json and not output.has_terminal() and waited >= _LINE_EVERY_S:
+            self._told_at = time.monotonic()
+            output.note(text)
 
     def on_trouble(self, sentence: str) -> None:
         self._status.clear()

@@ -15,8 +15,9 @@ from edgeqwen.cli.options import json_option, yes_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.config import set_value
 from edgeqwen.errors import InvalidConfig, InvalidInput, StoreError
-from edgeqwen.models.move import move
+from edgeqwen.models import move as moving
 from edgeqwen.models.store import Entry, Store
+from edgeqwen.paths import expand
 
 
 @click.command()
@@ -57,9 +58,10 @@ def du(invocation: Invocation) -> None:
 def prune(invocation: Invocation, yes: bool) -> None:
     """Remove what unfinished downloads and imports have left.
 
-    Nothing that is installed is touched, and nothing that another edgeqwen works on now.
+    Nothing that is installed is touched, nothing that another edgeqwen works on now, and no model file
+    without a manifest, which may be somebody else's.
     """
-    leftovers = invocation.store.leftovers()
+    leftovers = [leftover for leftover in invocation.store.leftovers() if leftover.kind == "part"]
     size = sum(leftover.size for leftover in leftovers)
     if leftovers and not yes:
         if not sys.stdin.isatty():
@@ -67,11 +69,12 @@ def prune(invocation: Invocation, yes: bool) -> None:
                 f"removing {size_text(size)} needs a yes: give `--yes` where nobody can be asked"
             )
         click.confirm(f"remove {len(leftovers)} files ({size_text(size)})?", abort=True, err=True)
-    invocation.store.prune(leftovers)
+    pruned = invocation.store.prune()
+    size = sum(leftover.size for leftover in pruned)
     if invocation.as_json:
-        output.document({"files": len(leftovers), "freed_bytes": size})
+        output.document({"files": len(pruned), "freed_bytes": size})
     else:
-        output.note(f"removed {len(leftovers)} files, {size_text(size)} freed")
+        output.note(f"removed {len(pruned)} files, {size_text(size)} freed")
 
 
 def list_leftovers(invocation: Invocation) -> None:
@@ -95,26 +98,45 @@ def move_store(invocation: Invocation, to: str | None) -> None:
     Raises InvalidInput, InvalidConfig or StoreError.
     """
     settings, file = invocation.config.store, invocation.paths.config_file
-    target = Path(to).expanduser().absolute() if to else invocation.paths.models
-    current = Path(settings.path) if settings.path else invocation.paths.models
-    if settings.moving_from and target != current:
-        message = f"a move to {current} is unfinished; `edgeqwen config set store.path {current}` ends it"
-        raise InvalidInput(message)
+    default = invocation.paths.models
+    target = expand(to).absolute() if to else default
+    current = expand(settings.path).absolute() if settings.path else default
     source = Path(settings.moving_from) if settings.moving_from else current
-    if source != target:
-        if source in target.parents or target in source.parents:
-            raise InvalidInput(f"{target} and {source} lie inside each other; name another folder")
-        _make(target)
-        set_value(file, "store.moving_from", _toml(source))
+    if settings.moving_from and _is_same(target, source):
+        source = current  # back to where an unfinished move began
+    elif settings.moving_from and not _is_same(target, current):
+        message = (
+            f"a move from {source} to {current} is unfinished; "
+            "`edgeqwen config set store.path` with one of the two ends it"
+        )
+        raise InvalidInput(message)
+    if _is_same(source, target):
         set_value(file, "store.path", _toml(target) if to else None)
-        try:
-            with output.Status() as status:
-                n_moved = move(Store(source), Store(target), partial(status.share, f"moving to {target}"))
-        except KeyboardInterrupt:
-            output.note(f"stopped; the rest is still used from {source}, and the same command goes on")
-            raise
-        output.note(f"moved {n_moved} models to {target}")
+        set_value(file, "store.moving_from", None)
+        return
+    if source.resolve() in target.resolve().parents or target.resolve() in source.resolve().parents:
+        raise InvalidInput(f"{target} and {source} lie inside each other; name another folder")
+    _make(target)
+    moving.check(Store(source), Store(target))
+    set_value(file, "store.moving_from", _toml(source))
+    set_value(file, "store.path", _toml(target) if to else None)
+    try:
+        with output.Status() as status:
+            told = partial(status.share, f"moving to {target}")
+            n_moved = moving.move(Store(source), Store(target), told)
+    except KeyboardInterrupt:
+        output.note(f"stopped; the rest is still used from {source}, and the same command goes on")
+        raise
+    output.note(f"moved {n_moved} models to {target}")
     set_value(file, "store.moving_from", None)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Say whether two names mean one folder, which need not exist."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one.resolve() == other.resolve()
 
 
 def _make(folder: Path) -> None:

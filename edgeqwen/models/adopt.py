@@ -32,6 +32,8 @@ from edgeqwen.models.ref import (
 )
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
 
+_LONGEST_STEM = 190  # of a file name in the store
+
 
 @dataclass(frozen=True)
 class Adopted:
@@ -70,15 +72,15 @@ def adopt(
     found = _inspect(path, catalogue, progress)
     model, quant = _name(found, path)
     try:
-        with locked(store, f"{model}-{quant}"):
+        with locked(store, f"{model}-{quant}", [file.sha256 for file in found.files]):
             if entry := find_same(store, found.files):
                 return Adopted(entry, is_new=False)
-            check_free_name(store, model, quant)
+            check_free_name(store, model, quant, found.files)
             entry = _install(found, store, (model, quant), path, move=move)
     except OSError as error:
         raise store_error(error, store, sum(file.size for file in found.files)) from error
     if move:
-        _remove_originals(found)
+        _remove_originals(found, entry)
     return Adopted(entry, is_new=True)
 
 
@@ -100,9 +102,14 @@ def shards_of(path: Path) -> tuple[Path, ...]:
 
 def _inspect(path: Path, catalogue: Catalogue, progress: Progress) -> _Found:
     """Scan and hash everything, before anything is written."""
-    if not path.exists():
-        raise InvalidInput(f"no such file: {path}")
-    paths = shards_of(path)
+    try:
+        if not path.exists():
+            raise InvalidInput(f"no such file: {path}")
+        paths = shards_of(path)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+    if len(paths) > 1 and len(path.stem) > _LONGEST_STEM:
+        raise InvalidInput(f"{path.name} has too long a name for a shard; at most {_LONGEST_STEM} characters")
     facts = read_model(paths)
     hashed = _hash(paths, progress)
     hits = [catalogue.recognise(file.size, file.sha256) for file in hashed]
@@ -129,7 +136,7 @@ def _hash(paths: tuple[Path, ...], progress: Progress) -> tuple[ManifestFile, ..
 def _file_name(name: str) -> str:
     """Return the name a file keeps in the store: its own, but for characters that some disks refuse."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.") or "model"
-    safe = f"{stem[:190]}.gguf"
+    safe = f"{stem[:_LONGEST_STEM]}.gguf"
     return safe if is_safe_file_name(safe) else f"model-{safe}"
 
 
@@ -148,6 +155,8 @@ def _name(found: _Found, path: Path) -> tuple[str, str]:
     stem = shard["stem"] if shard else path.name.removesuffix(path.suffix)
     in_name = QUANT_IN_NAME.search(stem)
     quant = (in_name["quant"].lower() if in_name else found.facts.quant) or "unknown"
+    if not is_safe_name(quant):
+        quant = found.facts.quant or "unknown"
     model = normal_name(stem[: in_name.start()] if in_name else stem)
     model = re.sub(r"[^a-z0-9._-]+", "-", model).strip("-._")[:64] or "model"
     return (model if is_safe_name(model) else f"own-{model}"[:64]), quant
@@ -185,10 +194,12 @@ def _check_room(found: _Found, store: Store) -> None:
     check_room(store, sum(path.stat().st_size for path in found.paths if path.stat().st_dev != here))
 
 
-def _remove_originals(found: _Found) -> None:
+def _remove_originals(found: _Found, entry: Entry) -> None:
+    installed = {path.resolve() for path in entry.paths()}
     for source in found.paths:
         try:
-            source.unlink(missing_ok=True)
+            if source.resolve() not in installed:  # it may have lain in its place without a manifest
+                source.unlink(missing_ok=True)
         except OSError as error:
             message = f"the model is installed, but {source} cannot be removed: {error.strerror}"
             raise StoreError(message, path=str(source), cause="io") from error

@@ -26,13 +26,15 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from edgeqwen.errors import InvalidInput, StoreError
-from edgeqwen.models.digest import Digest
+from edgeqwen.models.catalogue import Catalogue
+from edgeqwen.models.digest import digest_of
 from edgeqwen.models.facts import read_model
 from edgeqwen.models.install import (
     check_free_name,
     check_room,
     find_same,
     locked,
+    make_own,
     publish,
     stamped_now,
     store_error,
@@ -40,14 +42,16 @@ from edgeqwen.models.install import (
 from edgeqwen.models.minisign import PublicKey, check, key_id
 from edgeqwen.models.ref import is_safe_file_name, is_safe_name
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
+from edgeqwen.text import clean_line
 
-MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
+MANIFEST, SIGNATURE, SUMS = "manifest.json", "manifest.json.minisig", "SHA256SUMS"
 _MAX_MANIFEST = 4 << 20
 _BLOCK = 1 << 20
-_PART_NAME = re.compile(r"blobs/([0-9a-f]{64})(\.part-\d{4})?")
+_PART_NAME = re.compile(r"blobs/([0-9a-f]{64})(\.part-\d{4,6})?")
 _EXTRA_NAME = re.compile(
     r"licences/[a-z0-9][a-z0-9.-]{0,63}\.txt|app/install\.sh|app/wheels/[A-Za-z0-9][A-Za-z0-9._+-]{0,200}\.whl"
 )
+_SOURCE = re.compile(r"hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -130,7 +134,7 @@ def open_bundle(folder: Path, trusted: list[PublicKey], *, allow_unsigned: bool 
     signed_by = check(raw, text, trusted)[0] if is_known or not allow_unsigned else None
     try:
         manifest = msgspec.json.decode(raw, type=BundleManifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput(f"the manifest of {folder} cannot be read: {error}") from error
     _check_manifest(manifest)
     return Opened(folder, manifest, signed_by)
@@ -150,8 +154,30 @@ def verify(bundle: Opened, progress: Progress) -> Iterator[tuple[Part, str | Non
         yield part, problem
 
 
-def install(bundle: Opened, store: Store, progress: Progress) -> list[tuple[Entry, bool]]:
+def strangers(bundle: Opened) -> Iterator[str]:
+    """Yield what is wrong beside the parts: files that nobody has signed for, sums that are not theirs."""
+    known = {part.name for part in bundle.manifest.parts()}
+    for folder in ("blobs", "licences", "app"):
+        for path in sorted((bundle.folder / folder).rglob("*")):
+            name = path.relative_to(bundle.folder).as_posix()
+            if name not in known and (path.is_symlink() or not path.is_dir()):
+                yield f"{clean_line(name)} is not in the signed manifest"
+    sums = _read_small(bundle.folder / SUMS)
+    if sums is not None and sums != sums_of(bundle.manifest).encode():
+        yield f"{SUMS} is not what the signed manifest says"
+
+
+def sums_of(manifest: BundleManifest) -> str:
+    """Return SHA256SUMS as a bundle has it."""
+    return "".join(f"{part.sha256}  {part.name}\n" for part in manifest.parts())
+
+
+def install(
+    bundle: Opened, store: Store, catalogue: Catalogue, progress: Progress
+) -> list[tuple[Entry, bool]]:
     """Install every model of a bundle; returns each entry and whether it is new. Blocking; resumes.
+
+    Only the catalogue says which model it is, by size and sha256; the bundle's word is not taken for it.
 
     Raises StoreError, which names the damaged part, or InvalidGGUF; whole parts stay for the next try.
     """
@@ -161,14 +187,15 @@ def install(bundle: Opened, store: Store, progress: Progress) -> list[tuple[Entr
         size = sum(file.size for file in model.files)
         entry: Entry | None
         try:
-            with locked(store, f"{model.model}-{model.quant}"):
+            with locked(store, f"{model.model}-{model.quant}", [file.sha256 for file in model.files]):
                 entry = find_same(store, model.files)
                 is_new = entry is None
                 if entry is None:
-                    check_free_name(store, model.model, model.quant)
-                    check_room(store, size, max(file.size for file in model.files))
+                    check_free_name(store, model.model, model.quant, model.files)
+                    held = sum(_held(store.part(file.sha256)) for file in model.files)
+                    check_room(store, size - held, max(file.size for file in model.files))
                     tell = part_of(progress, done, bundle.manifest.size)
-                    entry = _install_one(bundle, model, blobs, store, tell)
+                    entry = _install_one(bundle, model, blobs, store, tell, catalogue)
         except OSError as error:
             raise store_error(error, store, size) from error
         installed.append((entry, is_new))
@@ -182,6 +209,7 @@ def _install_one(
     blobs: dict[str, Blob],
     store: Store,
     progress: Callable[[int], None],
+    catalogue: Catalogue,
 ) -> Entry:
     files, done = [], 0
     for file in model.files:
@@ -199,35 +227,40 @@ def _install_one(
         came_by="bundle",
         created=created,
         tool=tool,
-        catalogue_ref=model.catalogue_ref,
-        source=model.source,
+        catalogue_ref=_known_as(model, catalogue),
+        source=model.source if _SOURCE.fullmatch(model.source or "") else None,
     )
     return publish(store, manifest)
+
+
+def _known_as(model: BundledModel, catalogue: Catalogue) -> str | None:
+    """Return the catalogue's model of these very bytes."""
+    hits = [catalogue.recognise(file.size, file.sha256) for file in model.files]
+    refs = {hit[0].ref if hit else None for hit in hits}
+    return refs.pop() if len(refs) == 1 else None
+
+
+def _held(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except OSError:
+        return 0
 
 
 def _gather(
     folder: Path, blob: Blob, target: Path, base: int, progress: Callable[[int], None]
 ) -> tuple[int, ...]:
-    """Put a blob's parts together and return its chunk table; those there already are only hashed."""
-    digest = Digest()
-    held = target.stat().st_size if target.exists() else 0
-    with target.open("r+b" if held else "w+b") as file:
+    """Put a blob's parts together and return its chunk table; goes on at the byte where others stopped."""
+    make_own(target)
+    with target.open("r+b" if target.exists() else "w+b") as file:
         at = 0
         for part in blob.parts:
-            if at + part.size <= held and _is_right(file, at, part, digest):
-                at += part.size
-            else:
-                held = 0  # from here on the target is not what it should be
-                file.seek(at)
-                file.truncate()
-                for block in _read_part(folder, part):
-                    file.write(block)
-                    digest.update(block)
-                    progress(base + file.tell())
-                at += part.size
+            _complete(folder, part, file, at, lambda done: progress(base + done))
+            at += part.size
+        file.truncate(at)
         file.flush()
         os.fsync(file.fileno())
-    digests = digest.finish()
+    digests = digest_of(target)
     if digests.sha256 != blob.sha256:
         target.unlink()
         message = f"the parts of {blob.sha256[:12]}… do not make the file they are said to make"
@@ -235,16 +268,34 @@ def _gather(
     return digests.chunks
 
 
-def _is_right(file: BinaryIO, at: int, part: Part, digest: Digest) -> bool:
-    """Hash a stretch that an earlier import left; only a right one counts and goes into `digest`."""
-    found = hashlib.sha256()
-    for block in _blocks(file, at, part.size):
-        found.update(block)
-    if found.hexdigest() != part.sha256:
-        return False
-    for block in _blocks(file, at, part.size):
-        digest.update(block)
-    return True
+def _complete(folder: Path, part: Part, file: BinaryIO, at: int, progress: Callable[[int], None]) -> None:
+    """Make the stretch of a file from `at` on the bytes of a part; what is there already is tried first.
+
+    Raises StoreError when the part is damaged; then the file has what it had, which may be good.
+    """
+    held = max(0, min(file.seek(0, os.SEEK_END) - at, part.size))
+    if held:
+        digest = hashlib.sha256()
+        for block in _blocks(file, at, held):
+            digest.update(block)
+        if held == part.size and digest.hexdigest() == part.sha256:
+            progress(at + held)
+            return
+        for _ in _read_part(folder, part):  # before a byte is given up: is the part itself right?
+            pass
+        with (folder / part.name).open("rb") as source:
+            same = held < part.size and all(
+                block == source.read(len(block)) for block in _blocks(file, at, held)
+            )
+        held = held if same else 0
+    file.seek(at)
+    skipped = 0
+    for block in _read_part(folder, part):
+        fresh = block[max(0, held - skipped) :]
+        file.seek(at + skipped + len(block) - len(fresh))
+        file.write(fresh)
+        skipped += len(block)
+        progress(at + skipped)
 
 
 def _blocks(file: BinaryIO, at: int, size: int) -> Iterator[bytes]:
@@ -288,6 +339,8 @@ def _check_manifest(manifest: BundleManifest) -> None:
     blobs = {blob.sha256: blob for blob in manifest.blobs}
     _check_parts(manifest)
     for blob in manifest.blobs:
+        if not _SHA256.fullmatch(blob.sha256) or not blob.parts or blob.size <= 0:
+            raise InvalidInput("the bundle's manifest names a part that no bundle has")
         if sum(part.size for part in blob.parts) != blob.size:
             raise InvalidInput("the sizes in the bundle's manifest do not add up")
     for model in manifest.models:

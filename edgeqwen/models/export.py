@@ -16,7 +16,16 @@ from pathlib import Path
 import msgspec
 
 from edgeqwen.errors import InvalidInput, StoreError
-from edgeqwen.models.bundle import MANIFEST, SIGNATURE, Blob, BundledModel, BundleManifest, Part
+from edgeqwen.models.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    SUMS,
+    Blob,
+    BundledModel,
+    BundleManifest,
+    Part,
+    sums_of,
+)
 from edgeqwen.models.digest import digest_of
 from edgeqwen.models.install import stamped_now
 from edgeqwen.models.minisign import SecretKey
@@ -50,6 +59,8 @@ def export(
     """
     entries = contents.entries
     total = sum(entry.size for entry in entries)
+    if (folder / "blobs").is_symlink():
+        raise InvalidInput(f"{folder / 'blobs'} is a link; name another folder")
     try:
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         if (folder / MANIFEST).exists():
@@ -102,7 +113,8 @@ def _write_blob(
             name = f"blobs/{file.sha256}" + (f".part-{number:04}" if n_parts > 1 else "")
             digest, left = hashlib.sha256(), min(part_size, file.size - number * part_size)
             size = left
-            with (folder / name).open("wb") as target:
+            (folder / name).unlink(missing_ok=True)  # never through a link that lies there
+            with (folder / name).open("xb") as target:
                 while left and (block := source.read(min(left, _BLOCK))):
                     left -= len(block)
                     digest.update(block)
@@ -135,7 +147,6 @@ def _bundled(entry: Entry) -> BundledModel:
 def _write_papers(folder: Path, manifest: BundleManifest, key: SecretKey) -> None:
     """Write everything but the blobs; the signature comes last."""
     raw = msgspec.json.encode(manifest, order="sorted")
-    sums = "".join(f"{part.sha256}  {part.name}\n" for part in manifest.parts())
     names = "\n".join(f"  {model.model}:{model.quant}" for model in manifest.models)
     readme = (
         f"Models for edgeqwen, exported {manifest.created} by {manifest.tool}:\n\n{names}\n\n"
@@ -144,7 +155,7 @@ def _write_papers(folder: Path, manifest: BundleManifest, key: SecretKey) -> Non
         f"  minisign -Vm {MANIFEST} -P {key.public()}\n"
         "Parts are plain pieces: cat blobs/SHA256.part-* gives the GGUF file.\n"
     )
-    (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    (folder / SUMS).write_text(sums_of(manifest), encoding="utf-8")
     (folder / "README.txt").write_text(readme, encoding="utf-8")
     (folder / "sbom.cdx.json").write_bytes(msgspec.json.encode(_sbom(manifest)))
     (folder / MANIFEST).write_bytes(raw)

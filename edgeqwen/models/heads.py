@@ -48,7 +48,7 @@ class Heads:
         try:
             if file.stat().st_size <= _MAX_FACTS:
                 return msgspec.json.decode(file.read_bytes(), type=ModelFacts)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, RecursionError):
             pass
         return None
 

@@ -8,6 +8,7 @@ and ModelScope's, GET /api/v1/models/{repo}/repo/files.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -28,6 +29,7 @@ Quants = dict[str, tuple[Origin, ...]]
 
 _MAX_ANSWER = 8 << 20
 _TRIES = 3
+_LONGEST_WAIT_S = 60.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -143,12 +145,15 @@ def ask(
     address: Address, n_bytes: int, tries: int = _TRIES, timeout_s: float = 30.0
 ) -> tuple[bytes, int | None]:
     """Return the first bytes of an answer and the size of the whole. Blocking. Raises DownloadError."""
-    reason, is_passing = "", True
-    for _ in range(tries):
+    reason, is_passing, pause = "", True, 0.0
+    for number in range(tries):
+        if number:
+            time.sleep(pause)
         try:
             return read_start(address, n_bytes, timeout_s)
         except TryAgain as error:
             reason = str(error)
+            pause = min(2.0**number if error.wait_s is None else error.wait_s, _LONGEST_WAIT_S)
         except Refused as error:
             reason, is_passing = str(error), False
             break
@@ -180,7 +185,7 @@ def _decode(address: Address, kind: type[T]) -> T:
     body, _ = ask(address, _MAX_ANSWER)
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         message = f"{address.host} answers something that is no list of files"
         raise DownloadError(message, url=address.url) from error
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +32,22 @@ Way = Literal["hard link", "reflink", "copy"]
 
 
 @contextmanager
-def locked(store: Store, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Let one process at a time work on a variant; calls `on_wait` while another does. Raises OSError."""
+def locked(
+    store: Store, name: str, digests: Iterable[str] = (), on_wait: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Let one process at a time work on a variant and on the parts of its files, which others may share.
+
+    Calls `on_wait` while another process does. Raises OSError.
+    """
     store.partial.mkdir(parents=True, exist_ok=True)
-    path = store.partial / f"{name}.lock"
+    with ExitStack() as held:
+        for one in sorted({name, *digests}):  # everybody in one order, or two could wait for each other
+            held.enter_context(_lock(store.partial / f"{one}.lock", on_wait))
+        yield
+
+
+@contextmanager
+def _lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     lock = FileLock(path)
     while True:
         try:
@@ -50,16 +63,27 @@ def locked(store: Store, name: str, on_wait: Callable[[], None] = lambda: None) 
 
 
 def find_same(store: Store, files: Sequence[ManifestFile]) -> Entry | None:
-    """Return the entry that holds these very bytes, under whatever name."""
+    """Return the entry that holds these very bytes, under whatever name; one that lost a file does not."""
     wanted = [file.sha256 for file in files]
-    return next(
-        (entry for entry in store.entries() if [file.sha256 for file in entry.manifest.files] == wanted), None
-    )
+    same = (entry for entry in store.entries() if [file.sha256 for file in entry.manifest.files] == wanted)
+    return next((entry for entry in same if _is_whole(entry)), None)
 
 
-def check_free_name(store: Store, model: str, quant: str) -> None:
-    """Raise StoreError when other bytes are installed under a name."""
+def _is_whole(entry: Entry) -> bool:
+    try:
+        sizes = [path.stat().st_size for path in entry.paths()]
+    except OSError:
+        return False
+    return sizes == [file.size for file in entry.manifest.files]
+
+
+def check_free_name(store: Store, model: str, quant: str, files: Sequence[ManifestFile]) -> None:
+    """Raise StoreError when other bytes than those of `files` are installed under a name."""
     folder = store.root / model / quant
+    wanted = [file.sha256 for file in files]
+    entries = (entry for entry in store.entries() if entry.folder == folder)
+    if any([file.sha256 for file in entry.manifest.files] == wanted for entry in entries):
+        return
     if (folder / MANIFEST).exists():
         message = f"another {model}:{quant} is installed already; remove it first, or rename the file"
         raise StoreError(message, path=str(folder), cause="name_taken")
@@ -99,6 +123,19 @@ def publish(store: Store, manifest: Manifest) -> Entry:
             folder.parent.rmdir()
         raise
     return Entry(folder, manifest, is_writable=True)
+
+
+def make_own(part: Path) -> None:
+    """Make sure that a part may be written to: a link to somebody's file is let go, a read-only one opened.
+
+    Raises OSError.
+    """
+    with suppress(FileNotFoundError):
+        status = part.stat()
+        if status.st_nlink > 1:
+            part.unlink()
+        elif not status.st_mode & stat.S_IWUSR:
+            part.chmod(0o644)
 
 
 def bring(source: Path, part: Path, file: ManifestFile) -> Way:

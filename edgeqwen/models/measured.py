@@ -79,6 +79,6 @@ class Measured:
             if self._file.stat().st_size > _MAX_BYTES:
                 return []
             samples = msgspec.json.decode(self._file.read_bytes(), type=list[_Sample])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, RecursionError):
             return []
         return [sample for sample in samples if sample.estimated > 0 and sample.measured > 0]

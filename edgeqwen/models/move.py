@@ -13,8 +13,16 @@ from pathlib import Path
 
 from edgeqwen.errors import StoreError
 from edgeqwen.models.digest import digest_of
-from edgeqwen.models.install import check_room, find_same, link, locked, publish, store_error
-from edgeqwen.models.store import Entry, ManifestFile, Progress, Store, part_of
+from edgeqwen.models.install import (
+    check_free_name,
+    check_room,
+    link,
+    locked,
+    make_own,
+    publish,
+    store_error,
+)
+from edgeqwen.models.store import Entry, ManifestFile, Progress, Store, part_of, verify
 
 _BLOCK = 1 << 20
 
@@ -27,15 +35,16 @@ def move(source: Store, target: Store, progress: Progress = lambda done, total: 
     entries = source.entries()
     total, done = sum(entry.size for entry in entries), 0
     try:
-        target.partial.mkdir(parents=True, exist_ok=True)
-        for entry in entries:
-            with locked(target, f"{entry.manifest.model}-{entry.manifest.quant}"):
-                _move_entry(entry, source, target, part_of(progress, done, total))
-            done += entry.size
-        for part in sorted(source.partial.glob("*.part")):
-            if not link(part, target.partial / part.name):
-                _copy(part, target.partial / part.name, lambda held: None)
-            part.unlink()
+        with locked(target, "store-move"):
+            for entry in entries:
+                name = f"{entry.manifest.model}-{entry.manifest.quant}"
+                with locked(target, name, [file.sha256 for file in entry.manifest.files]):
+                    _move_entry(entry, source, target, part_of(progress, done, total))
+                done += entry.size
+            for part in sorted(source.partial.glob("*.part")):
+                if not link(part, target.partial / part.name):
+                    _copy(part, target.partial / part.name, lambda held: None)
+                part.unlink()
         for folder in (source.partial, source.root):
             with suppress(OSError):  # not empty: somebody else's files
                 folder.rmdir()
@@ -44,17 +53,38 @@ def move(source: Store, target: Store, progress: Progress = lambda done, total: 
     return len(entries)
 
 
+def check(source: Store, target: Store) -> None:
+    """Raise StoreError, before anything is touched, when a move cannot be: no room, or one works there."""
+    entries = source.entries()
+    if source.is_busy():
+        message = f"another edgeqwen works in {source.root}; try again when it is done"
+        raise StoreError(message, path=str(source.root), cause="in_use")
+    total = sum(entry.size for entry in entries)
+    try:
+        target.partial.mkdir(parents=True, exist_ok=True)
+        if entries and source.root.stat().st_dev != target.root.stat().st_dev:
+            check_room(target, total, max(file.size for entry in entries for file in entry.manifest.files))
+    except OSError as error:
+        raise store_error(error, target, total) from error
+    for entry in entries:
+        check_free_name(target, entry.manifest.model, entry.manifest.quant, entry.manifest.files)
+
+
 def _move_entry(entry: Entry, source: Store, target: Store, progress: Callable[[int], None]) -> None:
-    if find_same(target, entry.manifest.files) is None:
+    manifest = entry.manifest
+    check_free_name(target, manifest.model, manifest.quant, manifest.files)
+    there = [one for one in target.entries() if one.ref == entry.ref]
+    if not there or any(result.problem for result in verify(there[0])):
         done = 0
-        for file, path in zip(entry.manifest.files, entry.paths(), strict=True):
+        for file, path in zip(manifest.files, entry.paths(), strict=True):
             part = target.part(file.sha256)
+            make_own(part)
             if not part.exists() and link(path, part):
                 continue
-            check_room(target, file.size - (part.stat().st_size if part.exists() else 0))
+            check_room(target, file.size - (part.stat().st_size if part.exists() else 0), file.size)
             _copy_whole(path, part, file, partial(_tell, progress, done))
             done += file.size
-        publish(target, entry.manifest)
+        publish(target, manifest)
     source.remove(entry)
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError
 from edgeqwen.models.catalogue import Catalogue, Model, Variant
@@ -24,6 +25,7 @@ from edgeqwen.models.install import (
     check_room,
     find_same,
     locked,
+    make_own,
     publish,
     stamped_now,
     store_error,
@@ -131,10 +133,11 @@ def pull(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
         watch.on_wait(plan.n_held(store), plan.size)
 
     try:
-        with locked(store, f"{plan.model}-{plan.quant}", on_wait):
+        digests = [file.sha256 for file in wanted]
+        with locked(store, f"{plan.model}-{plan.quant}", digests, on_wait):
             if entry := find_same(store, wanted):
                 return entry
-            check_free_name(store, plan.model, plan.quant)
+            check_free_name(store, plan.model, plan.quant, wanted)
             largest = max(origin.size for origin in plan.origins)
             check_room(store, plan.size - plan.n_held(store), largest)
             return _install(plan, store, sources, watch)
@@ -146,7 +149,7 @@ def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> En
     files: list[ManifestFile] = []
     for origin in plan.origins:
         base = sum(file.size for file in files)
-        files.append(_get(origin, store, sources, watch, base=base, total=plan.size))
+        files.append(_get(origin, plan, store, sources, watch, base=base))
     parts = [store.part(file.sha256) for file in files]
     try:
         facts = read_model(parts, [file.name for file in files])
@@ -176,13 +179,15 @@ def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> En
 
 
 def _get(
-    origin: Origin, store: Store, sources: Sources, watch: PullWatch, *, base: int, total: int
+    origin: Origin, plan: Plan, store: Store, sources: Sources, watch: PullWatch, *, base: int
 ) -> ManifestFile:
     """Complete the part of one file, from this machine or from the network."""
     part = store.part(origin.sha256)
     file = ManifestFile(origin.name, origin.size, origin.sha256)
+    place, total = store.root / plan.model / plan.quant, plan.size
+    make_own(part)
     if not part.exists():
-        for path in sources.local_files(origin):
+        for path in (*_orphan(place, origin), *sources.local_files(origin)):
             digests = digest_of(path, lambda done: watch.on_bytes(base + done, total))
             if digests.sha256 == origin.sha256:
                 bring(path, part, file)
@@ -198,6 +203,15 @@ def _get(
     wanted = Wanted(origin.name, origin.size, origin.sha256)
     digests = fetch(wanted, sources.addresses(origin), part, Watch(on_bytes, watch.on_trouble))
     return ManifestFile(origin.name, origin.size, origin.sha256, digests.chunks)
+
+
+def _orphan(place: Path, origin: Origin) -> list[Path]:
+    """Return what a pull left that died between giving a file its name and writing the manifest."""
+    path = place / origin.name
+    try:
+        return [path] if path.stat().st_size == origin.size else []
+    except OSError:
+        return []
 
 
 def _size(store: Store, origin: Origin) -> int:

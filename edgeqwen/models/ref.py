@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeqwen.errors import InvalidInput
+from edgeqwen.paths import expand
 
 SHARD_IN_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 QUANT_IN_NAME = re.compile(r"[-_.](?P<quant>(ud-)?(i?q\d[a-z0-9_]*|bf16|fp?16|fp?32|mxfp4))$", re.IGNORECASE)
@@ -55,7 +56,7 @@ def parse_ref(text: str) -> ModelRef:
     if len(text) > _LONGEST or not text.isprintable():
         raise InvalidInput(f"a model name has at most {_LONGEST} printable characters")
     if text.lower().endswith((".gguf", ".script.json")) and not text.lower().startswith("hf:"):
-        return ModelRef(path=Path(text).expanduser())
+        return ModelRef(path=expand(text))
     if text.lower().startswith("hf:"):
         repo, _, quant = text[3:].partition(":")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 from edgeqwen.text import clean_line
 
 _TIMEOUT_S = 30.0
+_LONGEST_START_S = 120.0  # for a listing, or the head of a file
 _AGENT = "edgeqwen"
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -96,12 +98,25 @@ def read_start(address: Address, n_bytes: int, timeout_s: float = _TIMEOUT_S) ->
     Raises TryAgain or Refused.
     """
     with _open(address, 0, n_bytes, timeout_s) as answer:
+        deadline = time.monotonic() + timeout_s + _LONGEST_START_S
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         total = match[3] if match else answer.headers.get("Content-Length", "")
         try:
-            return answer.read(n_bytes), int(total) if total.isdigit() else None
+            return _read_until(answer, n_bytes, deadline), int(total) if re.fullmatch(
+                r"[0-9]{1,15}", total
+            ) else None
         except (OSError, http.client.HTTPException) as error:
             raise TryAgain(_reason(error)) from error
+
+
+def _read_until(answer: http.client.HTTPResponse, n_bytes: int, deadline: float) -> bytes:
+    """Return the first bytes of an answer. Raises TryAgain when they take too long in all."""
+    gathered = bytearray()
+    while len(gathered) < n_bytes and (data := answer.read1(min(_READ, n_bytes - len(gathered)))):
+        gathered += data
+        if time.monotonic() > deadline:
+            raise TryAgain("it answers too slowly")
+    return bytes(gathered)
 
 
 def _open(
@@ -121,6 +136,8 @@ def _open(
             raise _refusal(error, address) from error
     except (OSError, http.client.HTTPException) as error:
         raise _failure(error) from error
+    except ValueError as error:  # also of a redirect: an address that is none, a host that cannot be a name
+        raise Refused("its address cannot be used, or it redirects to one that cannot") from error
     assert isinstance(answer, http.client.HTTPResponse)
     return answer
 
@@ -232,4 +249,4 @@ def _wait_s(headers: Message) -> float | None:
     after = headers.get("Retry-After", "")
     if limit:
         return min(int(limit[1]) + 1.0, 600.0)
-    return min(float(after), 600.0) if after.isdigit() and len(after) < 7 else None
+    return min(float(after), 600.0) if re.fullmatch(r"[0-9]{1,6}", after) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from edgeqwen.errors import DownloadError, StoreError
 from edgeqwen.models.digest import CHUNK, digest_of
 from edgeqwen.models.download import Wanted, Watch, fetch
-from edgeqwen.models.install import check_room, locked, store_error
+from edgeqwen.models.install import check_room, locked, make_own, store_error
 from edgeqwen.models.remote import Address, Refused, TryAgain, open_stretch
 from edgeqwen.models.sources import Origin, Sources
 from edgeqwen.models.store import Entry, ManifestFile, Store
@@ -34,10 +34,10 @@ def repair(
         raise StoreError(message, path=str(entry.folder), cause="no_permission")
     path = entry.folder / file.name
     try:
-        with locked(store, f"{entry.manifest.model}-{entry.manifest.quant}"):
+        with locked(store, f"{entry.manifest.model}-{entry.manifest.quant}", [file.sha256]):
             check_room(store, file.size)
             if file.chunks and path.is_file():
-                fetched = _patch(path, file, origin, store, sources)
+                fetched = _patch(path, file, origin, store, sources, watch)
                 if fetched is not None:
                     return fetched
             return _whole(path, file, origin, store, sources, watch)
@@ -45,7 +45,9 @@ def repair(
         raise store_error(error, store, file.size) from error
 
 
-def _patch(path: Path, file: ManifestFile, origin: Origin, store: Store, sources: Sources) -> int | None:
+def _patch(
+    path: Path, file: ManifestFile, origin: Origin, store: Store, sources: Sources, watch: Watch
+) -> int | None:
     """Fetch the wrong chunks into a copy; None when the result is not right either."""
     copy = store.partial / f"{file.sha256}.mend"
     fetched = 0
@@ -55,7 +57,7 @@ def _patch(path: Path, file: ManifestFile, origin: Origin, store: Store, sources
             target.truncate(file.size)
             for start in wrong_chunks(copy, file):
                 end = min(start + CHUNK, file.size)
-                data = _chunk(sources.addresses(origin), start, end, file)
+                data = _chunk(sources.addresses(origin), start, end, file, watch)
                 target.seek(start)
                 target.write(data)
                 fetched += len(data)
@@ -82,7 +84,7 @@ def wrong_chunks(path: Path, file: ManifestFile) -> Iterator[int]:
                 yield start
 
 
-def _chunk(addresses: list[Address], start: int, end: int, file: ManifestFile) -> bytes:
+def _chunk(addresses: list[Address], start: int, end: int, file: ManifestFile, watch: Watch) -> bytes:
     """Return one stretch of a file, from the first address that has it. Raises DownloadError."""
     reasons = []
     for address in addresses:
@@ -91,6 +93,7 @@ def _chunk(addresses: list[Address], start: int, end: int, file: ManifestFile) -
                 return _stretch(address, start, end, file.size)
             except TryAgain as error:
                 reason = str(error)
+                watch.wait(1.0 if error.wait_s is None else error.wait_s)
             except Refused as error:
                 reason = str(error)
                 break
@@ -115,6 +118,7 @@ def _whole(
     path: Path, file: ManifestFile, origin: Origin, store: Store, sources: Sources, watch: Watch
 ) -> int:
     part = store.part(file.sha256)
+    make_own(part)
     held = part.stat().st_size if part.exists() else 0
     fetch(Wanted(file.name, file.size, file.sha256), sources.addresses(origin), part, watch)
     part.chmod(0o444)

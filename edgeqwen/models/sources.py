@@ -6,6 +6,7 @@ Makes addresses and candidates; opens no connection and believes none of them: s
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,12 @@ from urllib.parse import quote, urlsplit
 
 from edgeqwen.errors import InvalidConfig
 from edgeqwen.models.remote import Address
+from edgeqwen.paths import expand
+from edgeqwen.text import clean_line
 
 _HUGGING_FACE = "https://huggingface.co"
 _MODELSCOPE = "https://modelscope.cn"
+_TOKEN = re.compile(r"[\x21-\x7e]{1,400}")
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,16 @@ def user_sources(configured: Sequence[str]) -> Sources:
     endpoint, modelscope = _endpoint("HF_ENDPOINT"), _endpoint("MODELSCOPE_ENDPOINT") or _MODELSCOPE
     hubs, folders = [endpoint] if endpoint else [], []
     for source in configured:
-        scheme = urlsplit(source).scheme
+        scheme = source.partition(":")[0].lower() if "://" in source else ""
         if scheme in ("http", "https"):
+            _check_address(source, "pull.sources")
             hub = source.rstrip("/")
             hubs.append(modelscope if hub in (_MODELSCOPE, "https://www.modelscope.cn") else hub)
-        elif len(scheme) > 1:  # one letter is a drive
+        elif scheme:
             message = f"pull.sources: {source} is neither a web address nor a folder"
             raise InvalidConfig(message, key="pull.sources")
         else:
-            folders.append(Path(source).expanduser())
+            folders.append(expand(source))
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         hubs = []
     token_hub = endpoint or _HUGGING_FACE
@@ -108,8 +113,24 @@ def user_sources(configured: Sequence[str]) -> Sources:
 
 
 def _endpoint(variable: str) -> str | None:
-    """Return a hub's address from the environment."""
-    return (os.environ.get(variable) or "").rstrip("/") or None
+    """Return a hub's address from the environment. Raises InvalidConfig."""
+    address = (os.environ.get(variable) or "").rstrip("/")
+    if not address:
+        return None
+    _check_address(address, variable)
+    return address
+
+
+def _check_address(address: str, key: str) -> None:
+    """Raise InvalidConfig for what is no web address."""
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and address.isprintable()
+        _ = parts.port
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise InvalidConfig(f"{key}: {clean_line(address, 80)} is no web address", key=key)
 
 
 def _is_private(hub: str) -> bool:
@@ -119,13 +140,18 @@ def _is_private(hub: str) -> bool:
 
 
 def _token() -> str | None:
-    """Return the hub token as huggingface_hub keeps it: HF_TOKEN, else its file."""
-    if token := os.environ.get("HF_TOKEN"):
-        return token.strip()
-    try:
-        return (_hf_home() / "token").read_text().strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
+    """Return the hub token as huggingface_hub keeps it: HF_TOKEN, else its file. Raises InvalidConfig."""
+    token = (os.environ.get("HF_TOKEN") or "").strip()
+    if not token:
+        try:
+            token = (_hf_home() / "token").read_text(errors="replace").strip()
+        except OSError:
+            return None
+    if token and not _TOKEN.fullmatch(token):
+        raise InvalidConfig(
+            "the hub token (HF_TOKEN, or its file) is not one line of plain letters", key="HF_TOKEN"
+        )
+    return token or None
 
 
 def _hf_home() -> Path:

@@ -74,7 +74,7 @@ class Stamps:
             if self._file.stat().st_size > _MAX_BYTES:
                 return {}
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, _Stamp])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, RecursionError):
             return {}
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,15 +97,9 @@ class Leftover:
 
     path: Path
     kind: Literal["part", "unfinished"]
-    """A download or copy that stopped, or a folder whose manifest was never written."""
-
-    @property
-    def size(self) -> int:
-        """Bytes; 0 when it has gone meanwhile."""
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
+    """A download or copy that stopped, or a model file without a manifest."""
+    size: int
+    """Bytes when it was looked at."""
 
 
 @dataclass(frozen=True)
@@ -154,22 +149,18 @@ class Store:
         parts = (path for path in _glob(self.partial, "*") if path.suffix in (".part", ".mend", ".lock"))
         models = (path for path in _glob(self.root, "*/*/*.gguf") if path.parts[-3] != "partial")
         unfinished = (path for path in models if not (path.parent / MANIFEST).exists())
-        return [
-            *(Leftover(path, "part") for path in parts),
-            *(Leftover(path, "unfinished") for path in unfinished),
-        ]
+        return [*_leftovers(parts, "part"), *_leftovers(unfinished, "unfinished")]
 
-    def prune(self, leftovers: list[Leftover]) -> None:
-        """Delete leftovers and the folders they leave empty. Raises StoreError."""
-        try:
-            for leftover in leftovers:
-                leftover.path.unlink(missing_ok=True)
-                for folder in (leftover.path.parent, leftover.path.parent.parent):
-                    if leftover.kind == "unfinished" and not any(folder.iterdir()):
-                        folder.rmdir()
-        except OSError as error:
-            message = f"cannot remove {leftover.path}: {error.strerror}"
-            raise StoreError(message, path=str(leftover.path), cause="io") from error
+    def is_busy(self) -> bool:
+        """Say whether a process installs something in the user's own root now."""
+        return _is_busy(self.partial)
+
+    def prune(self) -> list[Leftover]:
+        """Delete the parts that nobody works on and return them. Raises StoreError.
+
+        Model files without a manifest stay: they may be somebody else's.
+        """
+        return [left for left in self.leftovers() if left.kind == "part" and _remove_part(left)]
 
     def find(self, ref: ModelRef, catalogue: Catalogue) -> Entry:
         """Return the entry a ref means. Raises NotInstalled, or UnknownModel when no such model exists.
@@ -294,6 +285,27 @@ def _glob(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
+def _leftovers(paths: Iterable[Path], kind: Literal["part", "unfinished"]) -> Iterator[Leftover]:
+    for path in paths:
+        with suppress(OSError):  # it has gone meanwhile
+            yield Leftover(path, kind, path.stat().st_size)
+
+
+def _remove_part(leftover: Leftover) -> bool:
+    """Delete a part, unless a process has it (install.py locks parts by their sha256). Raises StoreError."""
+    path = leftover.path
+    lock = FileLock(path.with_suffix(".lock"), timeout=0)
+    try:
+        with lock:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise StoreError(f"cannot remove {path}: {error.strerror}", path=str(path), cause="io") from error
+    return True
+
+
 def _is_busy(partial: Path) -> bool:
     """Say whether a process holds the lock of any variant (install.py)."""
     for lock in _glob(partial, "*.lock"):
@@ -327,11 +339,14 @@ def _read(path: Path) -> Manifest | None:
         if path.stat().st_size > _MAX_MANIFEST:
             return None
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return None
     names = [file.name for file in manifest.files]
     in_place = (manifest.model, manifest.quant) == path.parts[-3:-1]
     safe = (
         is_safe_name(manifest.model) and is_safe_name(manifest.quant) and all(map(is_safe_file_name, names))
     )
-    return manifest if names and in_place and safe else None
+    facts = manifest.facts
+    said = (manifest.source, manifest.tool, manifest.created, facts.architecture, facts.name, facts.licence)
+    clean = all(text is None or text.isprintable() for text in (*said, facts.quant))
+    return manifest if names and in_place and safe and clean else None

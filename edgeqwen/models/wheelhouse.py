@@ -42,7 +42,7 @@ fi
   exit 2
 }
 "$folder/bin/python" -m pip install --no-index --find-links "$here/wheels" --disable-pip-version-check \\
-  --quiet edgeqwen
+  --quiet "edgeqwen==@EDGEQWEN@"
 echo "installed: $folder/bin/edgeqwen"
 echo "next: edgeqwen trust add KEY, and edgeqwen bundle import $(cd "$here/.." && pwd)"
 """
@@ -74,7 +74,9 @@ def gather(folder: Path, platform: str | None = None) -> list[Path]:
             _pip("download", *only, f"--find-links={wheels}", *common, own)
     script = folder / INSTALL_SCRIPT
     python = "{}.{}".format(*sys.version_info[:2])
-    script.write_text(_SCRIPT.replace("@VERSION@", python), encoding="utf-8")
+    script.write_text(
+        _SCRIPT.replace("@VERSION@", python).replace("@EDGEQWEN@", version("edgeqwen")), encoding="utf-8"
+    )
     script.chmod(0o755)
     return [script, *sorted(wheels.glob("*.whl"))]
 

@@ -226,3 +226,67 @@ def test_licences_travel(tmp_path: Path) -> None:
     assert edgeqwen("bundle", "export", "mine", "--to", tmp_path / "usb").code == 0
     assert "Apache License" in (tmp_path / "usb" / "licences" / "apache-2.0.txt").read_text()
     assert "licences/apache-2.0.txt" in (tmp_path / "usb" / "SHA256SUMS").read_text()
+
+
+def test_a_downloaded_part_is_gone_on_with_and_never_lost(trusted: Path, home: Path, tmp_path: Path) -> None:
+    whole = b"".join(path.read_bytes() for path in parts(trusted))
+    sha256 = parts(trusted)[0].name[:64]
+    part = home / "data" / "models" / "partial" / f"{sha256}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(whole[:150_000])
+    bad = parts(trusted)[1]
+    good = bad.read_bytes()
+    flip(bad)
+    refused(edgeqwen("bundle", "import", trusted), 4, bad.name)
+    assert part.read_bytes() == whole[:150_000]
+    bad.write_bytes(good)
+    part.write_bytes(whole[:120_000] + b"wrong" + whole[120_005:150_000])
+    part.chmod(0o444)
+    assert edgeqwen("bundle", "import", trusted).code == 0
+    assert edgeqwen("verify", "mine", "--full").code == 0
+
+
+def test_hashes_in_a_manifest_are_no_paths(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "thesis.part", tmp_path / "usb"
+    victim.write_text("precious")
+    folder.mkdir()
+    for sha256 in (str(tmp_path / "thesis"), "a\0b"):
+        file = {"name": "a.gguf", "size": 0, "sha256": sha256}
+        model = {"model": "evil", "quant": "q8_0", "licence": None, "catalogue_ref": None, "source": None}
+        manifest = {
+            "format": "edgeqwen-bundle", "version": 1, "bundle_id": "x", "created": "x", "tool": "x",
+            "models": [{**model, "files": [file]}], "blobs": [{"sha256": sha256, "size": 0, "parts": []}],
+        }  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        refused(edgeqwen("bundle", "import", folder, "--allow-unsigned"), 2, "no bundle has")
+    assert victim.exists()
+
+
+def test_a_bundle_cannot_say_which_model_it_is(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["models"][0] |= {"catalogue_ref": "qwen3-4b", "source": "x\x1b[31mEVIL"}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.json.minisig").unlink()
+    assert edgeqwen("bundle", "import", bundle, "--allow-unsigned").code == 0
+    shown = edgeqwen("show", "mine", "--json")
+    assert (shown.json["is_recognised"], shown.json["source"]) == (False, None)
+
+
+def test_files_that_nobody_signed_for_are_named(trusted: Path) -> None:
+    (trusted / "app" / "wheels").mkdir(parents=True)
+    (trusted / "app" / "wheels" / "edgeqwen-99-py3-none-any.whl").touch()
+    (trusted / "SHA256SUMS").write_text("0000  x\n")
+    done = edgeqwen("bundle", "verify", trusted)
+    assert done.code == 4
+    assert "edgeqwen-99" in done.err
+    assert "SHA256SUMS" in done.err
+
+
+def test_an_export_writes_through_no_link(tmp_path: Path) -> None:
+    edgeqwen("import", write_model(tmp_path / "Mine-Q8_0.gguf"))
+    sha256 = edgeqwen("list", "--json").json[0]["files"][0]["sha256"]
+    (tmp_path / "usb" / "blobs").mkdir(parents=True)
+    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "usb" / "blobs" / sha256).symlink_to(tmp_path / "mine.txt")
+    assert edgeqwen("bundle", "export", "mine", "--to", tmp_path / "usb").code == 0
+    assert (tmp_path / "mine.txt").read_text() == "precious"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -97,3 +98,57 @@ def test_du_counts_what_would_be_freed(store: Path, tmp_path: Path) -> None:
     rows = {row["ref"]: row for row in edgeqwen("du", "--json").json["models"]}
     assert rows["one:q8_0"]["own_bytes"] == rows["one:q8_0"]["size_bytes"] > 0
     assert sys.platform != "linux" or "(unfinished)" in edgeqwen("du").out
+
+
+def test_another_name_of_the_same_folder_is_no_move(store: Path, tmp_path: Path, home: Path) -> None:
+    before = refs()
+    (tmp_path / "link").symlink_to(store)
+    for name in (store.parent / ".." / "data" / "models", tmp_path / "link"):
+        assert edgeqwen("config", "set", "store.path", name).code == 0
+        assert refs() == before
+    assert edgeqwen("verify", "--all", "--full").code == 0
+
+
+def test_what_the_target_only_claims_to_have_comes_along(store: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    shutil.copytree(store, target)
+    for path in target.glob("*/*/*.gguf"):
+        path.unlink()
+    assert edgeqwen("config", "set", "store.path", target).code == 0
+    assert edgeqwen("verify", "--all", "--full").code == 0
+
+
+def test_another_model_of_the_same_name_stays(store: Path, tmp_path: Path) -> None:
+    other = {"EDGEQWEN_HOME": str(tmp_path / "other")}
+    edgeqwen("import", write_model(tmp_path / "sub-one-q8_0.gguf", seed=9), env=other)
+    source = next((tmp_path / "other" / "data" / "models").glob("*/*/*.gguf"))
+    target = tmp_path / "new"
+    (target / "one" / "q8_0").mkdir(parents=True)
+    manifest = (source.parent / "manifest.json").read_text().replace('"sub-one"', '"one"')
+    (target / "one" / "q8_0" / "manifest.json").write_text(manifest)
+    shutil.copy(source, target / "one" / "q8_0" / source.name)
+    done = edgeqwen("config", "set", "store.path", target)
+    assert (done.code, "another one:q8_0" in done.err) == (4, True), done
+    assert (target / "one" / "q8_0" / source.name).read_bytes() == source.read_bytes()
+    assert len(refs()) == 3
+
+
+def test_an_unfinished_move_goes_back_as_well(store: Path, tmp_path: Path, home: Path) -> None:
+    before = refs()
+    target = tmp_path / "new"
+    assert edgeqwen("config", "set", "store.path", target).code == 0
+    edgeqwen("config", "set", "store.moving_from", f"'{store}'")
+    refused = edgeqwen("config", "set", "store.path", tmp_path / "third")
+    assert (refused.code, "unfinished" in refused.err) == (2, True)
+    assert edgeqwen("config", "set", "store.path", store).code == 0
+    assert refs() == before
+    assert len(list(store.glob("*/*/manifest.json"))) == 3
+
+
+def test_foreign_files_in_the_store_survive_a_prune(home: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "lm" / "pub" / "repo" / "mine-Q8_0.gguf"
+    mine.parent.mkdir(parents=True)
+    write_model(mine)
+    assert edgeqwen("config", "set", "store.path", tmp_path / "lm").code == 0
+    assert edgeqwen("prune", "--yes").code == 0
+    assert mine.exists()

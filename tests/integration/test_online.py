@@ -135,3 +135,44 @@ def test_recommend_says_why(hub: Hub) -> None:
     assert hub.seen == []
     refused_ = edgeqwen("recommend", "cooking")
     assert refused_.code == 2
+
+
+@pytest.mark.parametrize("token", ["hf_one\nhf_two", "hf_\u4f60"])
+def test_a_token_out_of_form_is_refused_and_never_shown(hub: Hub, home: Path, token: str) -> None:
+    done = edgeqwen("search", "tiny", env={"HF_TOKEN": token, "HF_ENDPOINT": hub.url})
+    refused(done, 2, "hub token")
+    assert "hf_" not in done.err + done.out
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize("address", ["hub.local", "http://[::1", "ftp://hub.example"])
+def test_an_address_that_is_none(hub: Hub, address: str) -> None:
+    refused(edgeqwen("search", "tiny", env={"HF_ENDPOINT": address}), 2, "no web address")
+
+
+@pytest.mark.parametrize(
+    ("kind", "headers"),
+    [
+        ("status", {"Retry_After": "\u00b2"}),
+        ("moved", {"Location": "http://[bad/x"}),
+        ("moved", {"Location": f"http://{'a' * 64}.example/x"}),
+    ],
+)
+def test_hostile_headers_are_a_failed_download(hub: Hub, kind: str, headers: dict[str, str]) -> None:
+    code = 503 if kind == "status" else 302
+    hub.fail("tiny-q8_0.gguf", "status", at=code, times=9, **headers)
+    done = edgeqwen("fit", "tiny", "--ctx", "256")
+    assert (done.code, "Traceback" in done.err, "inside edgeqwen" in done.err) == (0, False, False), done
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"sha": 3}', b"\xff"])
+def test_hostile_listings_are_a_failed_download(hub: Hub, body: bytes) -> None:
+    hub.answers[f"/api/models/{REPO}"] = body
+    refused(edgeqwen("pull", f"hf:{REPO}:q8_0"), 5)
+
+
+def test_an_installed_model_without_its_file_comes_again(hub: Hub, home: Path) -> None:
+    assert edgeqwen("pull", "tiny").code == 0
+    next((home / "data" / "models").glob("tiny/*/*.gguf")).unlink()
+    assert edgeqwen("pull", "tiny").code == 0
+    assert edgeqwen("verify", "tiny", "--full").code == 0

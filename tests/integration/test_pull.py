@@ -329,9 +329,9 @@ def test_leftovers_are_listed_and_pruned(hub: Hub, model: Path, home: Path) -> N
     rows = edgeqwen("list", "--partial", "--json").json
     assert sorted((row["kind"], row["size_bytes"]) for row in rows) == [("part", 4), ("unfinished", 4)]
     refused(edgeqwen("prune"), 2, "--yes")
-    assert edgeqwen("prune", "--yes", "--json").json == {"files": 2, "freed_bytes": 8}
-    assert not (store / "half").exists()
-    assert edgeqwen("list", "--partial", "--json").json == []
+    assert edgeqwen("prune", "--yes", "--json").json == {"files": 1, "freed_bytes": 4}
+    rows = edgeqwen("list", "--partial", "--json").json
+    assert [row["kind"] for row in rows] == ["unfinished"], "it may be somebody else's"
 
 
 def test_what_is_worked_on_is_not_pruned(hub: Hub, model: Path, home: Path) -> None:

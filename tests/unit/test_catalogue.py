@@ -188,7 +188,7 @@ def test_it_is_found_in_a_wheel(tmp_path: Path) -> None:
     """A wheel unpacks to a package with models.toml inside; only the path logic is copied here."""
     package = tmp_path / "site" / "edgeqwen"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "paths.py"):
+    for name in ("__init__.py", "paths.py", "errors.py"):
         (package / name).write_bytes((REPOSITORY / "edgeqwen" / name).read_bytes())
     (package / "models.toml").write_bytes(shipped_catalogue().read_bytes())
     code = "import json; from edgeqwen.paths import shipped_catalogue as s; print(json.dumps(str(s())))"

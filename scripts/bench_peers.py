@@ -1,0 +1,375 @@
+"""Compares edgeqwen's engine with llama.cpp's own programs: same file, same threads, turn about.
+
+    python scripts/bench_peers.py MODEL.gguf --peers FOLDER [--rounds N] [--only NAME...] [--threads N]
+
+FOLDER holds llama-bench and llama-server of the same llama.cpp commit. Medians of the rounds, and of the
+rounds' ratios. A table goes first, one JSON line comes last. Rates and times are those a front end sees: text
+arriving, not the engine's own counters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edgeqwen.engine.client import WorkerClient
+from edgeqwen.engine.protocol import (
+    ChatMessage,
+    Finished,
+    Generate,
+    LoadParams,
+    SamplerParams,
+    SavedParams,
+    TextDelta,
+)
+from edgeqwen.machine.cpu import usable_cores
+
+_SENTENCE = "The old bridge over the river leads from one half of the city to the other. "
+_LONG = _SENTENCE * 118 + "Sum this up in one sentence."  # about 2,000 tokens
+_NEXT = "And now say it in three words."
+_SHORT = "Count from 1 to 400 in words, one number per line. Do not stop early."
+_N_CTX = 4096
+_PARALLEL, _PARALLEL_CTX, _PARALLEL_TOKENS = 8, 1024, 48
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every comparison needs."""
+
+    model: Path
+    peers: Path
+    threads: int
+    scratch: Path
+
+    def params(self, **more: Any) -> LoadParams:  # noqa: ANN401 - fields of LoadParams
+        return LoadParams(paths=(str(self.model),), n_threads=self.threads, **{"n_ctx": _N_CTX, **more})
+
+    @asynccontextmanager
+    async def worker(self, **params: Any) -> AsyncIterator[WorkerClient]:  # noqa: ANN401
+        async with WorkerClient(self.scratch / "logs") as client:
+            await client.load(self.params(**params))
+            yield client
+
+    @contextmanager
+    def server(self, n_slots: int = 1, n_ctx: int = _N_CTX) -> Iterator[Server]:
+        port = _free_port()
+        command = [
+            str(self.peers / "llama-server"), "-m", str(self.model), "-t", str(self.threads),
+            "-np", str(n_slots), "-c", str(n_ctx * n_slots),
+            "--host", "127.0.0.1", "--port", str(port), "--no-webui",
+        ]  # fmt: skip
+        with (self.scratch / "server.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            server = Server(port, process.pid)
+            server.wait()
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Told:
+    """One answer as it arrived."""
+
+    first_s: float
+    """Request sent to first text."""
+    rate: float
+    """Tokens per second from first to last text."""
+    n_tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """A llama-server."""
+
+    port: int
+    pid: int
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.01)
+        raise TimeoutError("llama-server did not get ready")
+
+    def ask(self, messages: list[tuple[str, str]], n_tokens: int) -> Told:
+        body = {
+            "messages": [{"role": role, "content": text} for role, text in messages], "max_tokens": n_tokens,
+            "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        start = time.perf_counter()
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        first = last = 0.0
+        text, count = "", 0
+        for line in connection.getresponse():
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            count = (event.get("usage") or {}).get("completion_tokens", count)
+            piece = event["choices"][0]["delta"].get("content") if event.get("choices") else None
+            if piece:
+                last = time.perf_counter()
+                first = first or last
+                text += piece
+        return Told(first - start, _rate(count, last - first), count, text)
+
+
+async def ask(client: WorkerClient, messages: list[tuple[str, str]], n_tokens: int) -> Told:
+    """Ask our worker the same."""
+    said = tuple(ChatMessage(role=role, content=text) for role, text in messages)  # type: ignore[arg-type]
+    sampler = SamplerParams(temperature=0, max_tokens=n_tokens)
+    request = Generate(id=client.next_id(), messages=said, sampler=sampler)
+    start = time.perf_counter()
+    first = last = 0.0
+    text, count = "", 0
+    async with aclosing(client.generate(request)) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                last = time.perf_counter()
+                first = first or last
+                text += event.text
+            elif isinstance(event, Finished):
+                count = event.stats.completion_tokens
+    return Told(first - start, _rate(count, last - first), count, text)
+
+
+def decode(bench: Bench) -> tuple[float, float]:
+    """Tokens per second of 128 tokens, as received by a front end; llama-bench tg128."""
+
+    async def ours() -> float:
+        async with bench.worker() as client:
+            return (await ask(client, [("user", _SHORT)], 128)).rate
+
+    return asyncio.run(ours()), _llama_bench(bench, "-p", "0", "-n", "128")
+
+
+def prefill(bench: Bench) -> tuple[float, float]:
+    """Tokens per second of a prompt of about 2,048 tokens; llama-bench pp2048."""
+
+    async def ours() -> float:
+        async with bench.worker() as client:
+            request = Generate(
+                id=client.next_id(),
+                messages=(ChatMessage(role="user", content=_SENTENCE * 119),),
+                sampler=SamplerParams(temperature=0, max_tokens=1),
+            )
+            async with aclosing(client.generate(request)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        return event.stats.prefill_tps or 0.0
+        return 0.0
+
+    return asyncio.run(ours()), _llama_bench(bench, "-p", "2048", "-n", "0")
+
+
+def second_turn(bench: Bench) -> tuple[float, float]:
+    """Seconds to the first text of turn 2 of a chat of 2,000 tokens; llama-server."""
+
+    async def ours() -> float:
+        async with bench.worker() as client:
+            told = await ask(client, [("user", _LONG)], 24)
+            return (await ask(client, _turn_2(told), 8)).first_s
+
+    with bench.server() as server:
+        told = server.ask([("user", _LONG)], 24)
+        theirs = server.ask(_turn_2(told), 8).first_s
+    return asyncio.run(ours()), theirs
+
+
+def restart(bench: Bench) -> tuple[float, float]:
+    """Seconds to the first text of turn 2 after a restart in between; llama-server started anew."""
+    saved = SavedParams(folder=str(bench.scratch / f"kv-{time.monotonic_ns()}"), model=bench.model.name)
+
+    async def ours() -> float:
+        async with bench.worker(saved=saved) as client:
+            told = await ask(client, [("user", _LONG)], 24)
+        async with bench.worker(saved=saved) as client:
+            return (await ask(client, _turn_2(told), 8)).first_s
+
+    with bench.server() as server:
+        told = server.ask([("user", _LONG)], 24)
+    with bench.server() as server:
+        theirs = server.ask(_turn_2(told), 8).first_s
+    return asyncio.run(ours()), theirs
+
+
+def parallel(bench: Bench) -> tuple[float, float]:
+    """Tokens per second of 8 requests at once, all together; llama-server -np 8."""
+    questions = [f"{_SHORT} Begin with {number * 10}." for number in range(_PARALLEL)]
+
+    async def ours() -> float:
+        async with bench.worker(n_slots=_PARALLEL, n_ctx=_PARALLEL_CTX) as client:
+            start = time.perf_counter()
+            told = await asyncio.gather(
+                *(ask(client, [("user", question)], _PARALLEL_TOKENS) for question in questions)
+            )
+            return sum(one.n_tokens for one in told) / (time.perf_counter() - start)
+
+    with bench.server(_PARALLEL, _PARALLEL_CTX) as server, ThreadPoolExecutor(_PARALLEL) as pool:
+        start = time.perf_counter()
+        told = pool.map(lambda question: server.ask([("user", question)], _PARALLEL_TOKENS), questions)
+        theirs = sum(one.n_tokens for one in told) / (time.perf_counter() - start)
+    return asyncio.run(ours()), theirs
+
+
+def one_by_one(bench: Bench) -> tuple[float, float]:
+    """Tokens per second of 8 requests at once; ours, one after another."""
+    questions = [f"{_SHORT} Begin with {number * 10}." for number in range(_PARALLEL)]
+
+    async def ours(n_slots: int) -> float:
+        async with bench.worker(n_slots=n_slots, n_ctx=_PARALLEL_CTX) as client:
+            start = time.perf_counter()
+            asking = [ask(client, [("user", question)], _PARALLEL_TOKENS) for question in questions]
+            told = await asyncio.gather(*asking) if n_slots > 1 else [await one for one in asking]
+            return sum(one.n_tokens for one in told) / (time.perf_counter() - start)
+
+    return asyncio.run(ours(_PARALLEL)), asyncio.run(ours(1))
+
+
+def start(bench: Bench) -> tuple[float, float]:
+    """Seconds from process start to first text, prompt of 20 tokens; llama-server and the same request."""
+    messages = [("user", "Say hi.")]
+
+    async def ours() -> float:
+        begin = time.perf_counter()
+        async with bench.worker() as client:
+            loaded = time.perf_counter() - begin
+            return loaded + (await ask(client, messages, 4)).first_s
+
+    begin = time.perf_counter()
+    with bench.server() as server:
+        ready = time.perf_counter() - begin
+        theirs = ready + server.ask(messages, 4).first_s
+    return asyncio.run(ours()), theirs
+
+
+def memory(bench: Bench) -> tuple[float, float]:
+    """Resident MB after a prompt of 2,000 tokens, same context and KV type; llama-server."""
+
+    async def ours() -> float:
+        async with bench.worker() as client:
+            await ask(client, [("user", _LONG)], 8)
+            assert client.pid is not None
+            return float(psutil.Process(client.pid).memory_info().rss) / 1e6
+
+    with bench.server() as server:
+        server.ask([("user", _LONG)], 8)
+        theirs = psutil.Process(server.pid).memory_info().rss / 1e6
+    return asyncio.run(ours()), theirs
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    unit: str
+    against: str
+    bar: float
+    at_least: bool
+    measure: Callable[[Bench], tuple[float, float]]
+
+
+ROWS = {
+    "decode": Row("decode, as received", "tokens/s", "llama-bench tg128", 0.97, True, decode),
+    "prefill": Row("prefill of 2,048 tokens", "tokens/s", "llama-bench pp2048", 0.97, True, prefill),
+    "second-turn": Row(
+        "first token of turn 2, 2,000-token chat", "s", "llama-server", 1.0, False, second_turn
+    ),
+    "restart": Row("the same after a restart", "s", "llama-server started anew", 0.15, False, restart),
+    "parallel": Row("8 requests at once", "tokens/s", "llama-server -np 8", 1.0, True, parallel),
+    "one-by-one": Row("8 requests at once", "tokens/s", "ours, one after another", 1.7, True, one_by_one),
+    "start": Row("process start to first token", "s", "llama-server", 1.2, False, start),
+    "memory": Row("memory, 4,096 tokens of context", "MB", "llama-server", 1.1, False, memory),
+}
+
+
+def main() -> int:
+    """Run the rounds, print the table and the JSON line, and return the exit code."""
+    options = _options()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(options.model.absolute(), options.peers.absolute(), options.threads, Path(scratch))
+        for name in options.only or ROWS:
+            row = ROWS[name]
+            pairs = [row.measure(bench) for _ in range(options.rounds)]
+            ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+            # The ratio of each round: what slows the machine for a while slows both.
+            ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
+            met = ratio >= row.bar if row.at_least else ratio <= row.bar
+            rows.append(
+                {"name": name, "ours": ours, "theirs": theirs, "ratio": ratio, "bar": row.bar, "met": met}
+            )
+            sign = ">=" if row.at_least else "<="
+            print(
+                f"| {row.what} | {ours:.3g} {row.unit} | {row.against}: {theirs:.3g} {row.unit} "
+                f"| {ratio:.2f} | {sign} {row.bar} | {'yes' if met else 'NO'} |",
+                flush=True,
+            )
+    report = {"model": options.model.name, "threads": options.threads, "machine": platform.processor() or
+              platform.machine(), "rounds": options.rounds, "rows": rows}  # fmt: skip
+    print(json.dumps(report))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--peers", type=Path, required=True, help="folder with llama-bench and llama-server")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=list(ROWS))
+    return parser.parse_args()
+
+
+def _llama_bench(bench: Bench, *arguments: str) -> float:
+    command = [str(bench.peers / "llama-bench"), "-m", str(bench.model), "-t", str(bench.threads), "-r", "1"]
+    done = subprocess.run([*command, "-o", "json", *arguments], capture_output=True, check=True)
+    return float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+def _turn_2(told: Told) -> list[tuple[str, str]]:
+    return [("user", _LONG), ("assistant", told.text), ("user", _NEXT)]
+
+
+def _rate(n_tokens: int, seconds: float) -> float:
+    return (n_tokens - 1) / seconds if seconds > 0 and n_tokens > 1 else 0.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
