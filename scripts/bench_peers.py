@@ -46,7 +46,19 @@ _LONG = _SENTENCE * 118 + "Sum this up in one sentence."  # about 2,000 tokens
 _NEXT = "And now say it in three words."
 _SHORT = "Count from 1 to 400 in words, one number per line. Do not stop early."
 _N_CTX = 4096
-_PARALLEL, _PARALLEL_CTX, _PARALLEL_TOKENS = 8, 1024, 48
+# Answers that go on to their last token, so that all eight are there to the end.
+_EXPLAIN = "Explain in detail how {} works, step by step, in at least 500 words."
+_THINGS = (
+    "a camera",
+    "a bicycle",
+    "a lighthouse",
+    "a telephone",
+    "a volcano",
+    "a ship",
+    "a clock",
+    "a plane",
+)
+_PARALLEL, _PARALLEL_CTX, _PARALLEL_TOKENS = len(_THINGS), 1024, 128
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,7 @@ def restart(bench: Bench) -> tuple[float, float]:
 
 def parallel(bench: Bench) -> tuple[float, float]:
     """Tokens per second of 8 requests at once, all together; llama-server -np 8."""
-    questions = [f"{_SHORT} Begin with {number * 10}." for number in range(_PARALLEL)]
+    questions = [_EXPLAIN.format(thing) for thing in _THINGS]
 
     async def ours() -> float:
         async with bench.worker(n_slots=_PARALLEL, n_ctx=_PARALLEL_CTX) as client:
@@ -243,7 +255,7 @@ def parallel(bench: Bench) -> tuple[float, float]:
 
 def one_by_one(bench: Bench) -> tuple[float, float]:
     """Tokens per second of 8 requests at once; ours, one after another."""
-    questions = [f"{_SHORT} Begin with {number * 10}." for number in range(_PARALLEL)]
+    questions = [_EXPLAIN.format(thing) for thing in _THINGS]
 
     async def ours(n_slots: int) -> float:
         async with bench.worker(n_slots=n_slots, n_ctx=_PARALLEL_CTX) as client:

@@ -16,12 +16,13 @@ from edgeqwen.errors import EdgeQwenError, EngineBusy
 from edgeqwen.worker.engine import Decoded, Engine, Row
 from edgeqwen.worker.jobs import Acceptor, Job
 from edgeqwen.worker.prefix import CachedSequence, PrefixCache
-from edgeqwen.worker.saved import SavedStates
+from edgeqwen.worker.saved import SavedStates, common_prefix
 from edgeqwen.worker.thinking import CLOSING
 
 MAX_QUEUE = 64
 _SHARED_CHUNK = 128  # tokens of prompts per step while others answer: they wait for no more than that
 _PENALTY_WINDOW = 64
+_WORTH_WAITING = 32  # tokens that another slot reads anyway
 
 
 @dataclass(eq=False)
@@ -132,10 +133,16 @@ class Scheduler:
         events: list[Event] = []
         while self._queue:
             idle = [slot for slot in self._slots if slot.job is None]
-            if not idle:
+            if not idle or self._is_being_read(self._queue[0].prompt):
                 break
             events.append(self._start(self._queue.popleft(), idle))
         return events
+
+    def _is_being_read(self, prompt: list[int]) -> bool:
+        """Say whether another slot reads much of this prompt right now: it is copied when that is done."""
+        known = max(common_prefix(slot.tokens, prompt) for slot in self._slots)
+        reading = (slot for slot in self._slots if slot.job and slot.job.first_at is None)
+        return any(common_prefix(slot.goal, prompt) >= known + _WORTH_WAITING for slot in reading)
 
     def _start(self, job: Job, idle: list[Slot]) -> Started:
         job.started_at = self._clock()
