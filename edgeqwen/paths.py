@@ -47,6 +47,11 @@ class Paths:
         return self.state / "kv"
 
     @property
+    def bench(self) -> Path:
+        """What was measured of models, a run per line."""
+        return self.state / "bench.jsonl"
+
+    @property
     def heads(self) -> Path:
         """What the heads of remote files said."""
         return self.cache / "heads"

@@ -40,6 +40,7 @@ VERBS = {
     "trust": _Verb("bundle:trust", "Say whose bundles are taken."),
     "du": _Verb("space:du", "Say what the models take on disk."),
     "prune": _Verb("space:prune", "Remove what unfinished downloads and imports have left."),
+    "bench": _Verb("bench:bench", "Measure how fast a model is on this machine."),
     "kv": _Verb("kv:kv", "See and clear the saved KV caches of conversations."),
     "config": _Verb("config:config", "Read and change settings."),
 }

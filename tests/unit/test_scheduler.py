@@ -166,3 +166,86 @@ def test_a_character_cut_between_tokens_comes_whole(make: Make) -> None:
     deltas = [event.text for event in run(scheduler) if isinstance(event, TextDelta)]
     assert "".join(deltas) == "€!"
     assert clock.now > 100
+
+
+THINKING = "{{ messages[-1].content }}<think>\n"
+
+
+def said(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def test_a_budget_closes_the_thinking_and_the_answer_follows(make: Make) -> None:
+    scheduler, _ = make(pieces=["hm "] * 9, template=THINKING)
+    scheduler.submit(
+        Generate(id=1, messages=user("hi"), sampler=SamplerParams(max_tokens=6), thinking_budget=4)
+    )
+    events = run(scheduler)
+    assert said(events).startswith("hm hm hm hm \n</think>\n\n")
+    assert finished(events).stats.thinking_tokens == 4
+    assert finished(events).stats.completion_tokens <= 6
+
+
+def test_answer_now_closes_the_thinking_that_runs(make: Make) -> None:
+    scheduler, _ = make(pieces=["hm "] * 50, template=THINKING)
+    scheduler.submit(request(1))
+    events = scheduler.step() + scheduler.step()
+    scheduler.answer_now(1)
+    scheduler.answer_now(99)  # nobody's request
+    events += run(scheduler)
+    assert "</think>" in said(events)
+    assert finished(events).stats.thinking_tokens < 6
+
+
+def test_a_full_context_drops_what_the_request_allows(make: Make) -> None:
+    scheduler, _ = make(pieces=["ok"])
+    texts = ("first " * 12, "answer " * 10, "second " * 8, "answer " * 8, "last?")
+    refused = scheduler.submit(Generate(id=1, messages=user(*texts)))
+    assert isinstance(refused[0], Failed)
+    scheduler.submit(Generate(id=2, messages=user(*texts), overflow="drop-oldest"))
+    events = run(scheduler)
+    [started] = [event for event in events if isinstance(event, Started)]
+    assert started.dropped is not None
+    assert started.dropped.messages == (0, 1)
+    assert started.prompt_tokens + started.dropped.n_tokens > 256
+    assert finished(events, 2).stop_reason == "eos"
+
+
+def test_what_moved_up_is_not_read_again(make: Make) -> None:
+    scheduler, _ = make(pieces=["ok"], n_ctx=512)
+    texts = ["first " * 30, "answer " * 12, "second " * 12]
+    scheduler.submit(Generate(id=1, messages=user(*texts), overflow="drop-oldest"))
+    run(scheduler)
+    texts += ["ok", "third " * 20]
+    scheduler.submit(Generate(id=2, messages=user(*texts), overflow="drop-oldest"))
+    [started] = [event for event in run(scheduler) if isinstance(event, Started)]
+    assert started.dropped is not None
+    assert started.cached_tokens > len("second " * 12)
+
+
+def test_readers_do_not_hold_up_those_who_answer(make: Make) -> None:
+    scheduler, _ = make(pieces=["a"] * 200, n_slots=2, n_ctx=4096, n_batch=512)
+    scheduler.submit(request(1))
+    scheduler.step()
+    scheduler.submit(request(2, "long " * 500))
+    rows = []
+    decode = scheduler._engine.decode
+
+    def counted(batch: Any) -> Any:
+        rows.append(len(batch))
+        return decode(batch)
+
+    scheduler._engine.decode = counted  # type: ignore[method-assign]
+    for _ in range(5):
+        scheduler.step()
+    assert max(rows) <= 129
+
+
+def test_a_prompt_that_another_slot_reads_is_copied(make: Make) -> None:
+    scheduler, _ = make(pieces=["a"] * 20, n_slots=3, n_ctx=1024, n_batch=64)
+    for number in (1, 2, 3):
+        scheduler.submit(request(number, "the same long beginning " * 10 + str(number)))
+    events = run(scheduler)
+    cached = [event.cached_tokens for event in events if isinstance(event, Started)]
+    assert cached[0] == 0
+    assert min(cached[1:]) > 200

@@ -1,0 +1,131 @@
+"""`edgeqwen bench`: how fast a model is here, next to the last time."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import click
+import psutil
+
+from edgeqwen.cli import output
+from edgeqwen.cli.invocation import Invocation
+from edgeqwen.cli.options import json_option
+from edgeqwen.cli.output import size_text
+from edgeqwen.engine.protocol import KvType, LoadParams
+from edgeqwen.errors import InvalidInput
+from edgeqwen.machine.bandwidth import memory_bytes_per_s
+from edgeqwen.machine.bench import Bench, Figure, History, Run
+from edgeqwen.machine.cpu import usable_cores
+from edgeqwen.machine.memory import available_bytes
+from edgeqwen.models.fit import check_memory
+from edgeqwen.models.locate import locate, read_located
+
+_N_CTX = 4096
+_BAR = 40
+
+
+@click.command()
+@click.argument("ref", required=False)
+@click.option(
+    "--kv", "kv_type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", help="Type of the KV cache."
+)
+@click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, help="Rounds; medians count.")
+@click.option("--plot", is_flag=True, help="Draw the figures as bars.")
+@json_option
+@click.pass_obj
+def bench(
+    invocation: Invocation, ref: str | None, kv_type: KvType, n_threads: int | None, rounds: int, plot: bool
+) -> None:
+    """Measure how fast a model is on this machine.
+
+    Prefill and decode at several lengths, the wait for the first token (read anew, in turn 2, from disk),
+    four requests at once, memory, and how much of the memory's speed decoding reaches. Each run is kept and
+    compared with the one before. REF may be left out where one model is installed.
+    """
+    located = locate(ref or _only_model(invocation), invocation.store, invocation.catalogue)
+    if located.is_script:
+        raise InvalidInput(f"{located.name} is a script for the scripted engine, not a model")
+    facts = read_located(located)
+    n_ctx = min(_N_CTX, facts.context)
+    check_memory(facts, n_ctx, kv_type, available_bytes())
+    threads = n_threads or invocation.config.run.threads or usable_cores()
+    paths = tuple(str(path.absolute()) for path in located.paths)
+    params = LoadParams(paths=paths, n_ctx=n_ctx, n_threads=threads, kv_type=kv_type)
+    with output.Status() as status:
+        measuring = Bench(
+            params, invocation.paths.logs, lambda what: status.show(f"measuring {what}"), rounds
+        )
+        figures = asyncio.run(measuring.run())
+    figures += _bandwidth(figures, facts.weights_bytes)
+    run = Run(
+        model=located.name,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=f"edgeqwen {version('edgeqwen')}, llama-cpp-python {version('llama-cpp-python')}",
+        machine=f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} CPUs",
+        n_threads=threads,
+        kv_type=kv_type,
+        figures={figure.name: figure.value for figure in figures},
+        units={figure.name: figure.unit for figure in figures},
+    )
+    history = History(invocation.paths.bench)
+    before = history.last(run)
+    history.add(run)
+    _show(invocation, run, before, plot=plot)
+
+
+def _only_model(invocation: Invocation) -> str:
+    refs = [entry.ref for entry in invocation.store.entries()]
+    if len(refs) != 1:
+        raise InvalidInput(
+            "name the model to measure" if refs else "no model is installed yet; pull one first"
+        )
+    return refs[0]
+
+
+def _bandwidth(figures: list[Figure], weights_bytes: int) -> list[Figure]:
+    """Return the bytes of weights read per second while decoding, and their share of a plain copy's speed."""
+    rates = [figure.value for figure in figures if figure.name.startswith("decode")]
+    if not rates:
+        return []
+    read, copied = max(rates) * weights_bytes, memory_bytes_per_s()
+    return [
+        Figure("weights read per second", read, "bytes/s"),
+        Figure("share of one core's copying speed", read / copied, ""),
+    ]
+
+
+def _show(invocation: Invocation, run: Run, before: Run | None, *, plot: bool) -> None:
+    if invocation.as_json:
+        figures = {name: {"value": value, "unit": run.units[name]} for name, value in run.figures.items()}
+        previous = before and {"date": before.date, "versions": before.versions, "figures": before.figures}
+        output.document(
+            {"model": run.model, "date": run.date, "versions": run.versions, "machine": run.machine,
+             "n_threads": run.n_threads, "kv_type": run.kv_type, "figures": figures, "before": previous}
+        )  # fmt: skip
+        return
+    rows = []
+    for name, value in run.figures.items():
+        old = before.figures.get(name) if before else None
+        ratio = f"{value / old:.2f}" if old else "-"
+        rows.append((name, _text(value, run.units[name]), ratio, *([_bar(run, name)] if plot else [])))
+    header = ("FIGURE", ">MEASURED", ">OF BEFORE")
+    output.table((*header, "BAR") if plot else header, rows)
+    since = f"; before: {before.date}" if before else ""
+    output.note(f"{run.model}, {run.n_threads} threads, {run.versions}, {run.machine}, {run.date}{since}")
+
+
+def _bar(run: Run, name: str) -> str:
+    """Return a bar whose full width is the largest figure of the same unit."""
+    unit = run.units[name]
+    largest = max(value for other, value in run.figures.items() if run.units[other] == unit)
+    return "█" * max(1, round(_BAR * run.figures[name] / largest)) if largest > 0 else ""
+
+
+def _text(value: float, unit: str) -> str:
+    if unit.startswith("bytes"):
+        return size_text(value) + unit.removeprefix("bytes")
+    return f"{value:.3g} {unit}".strip() if value < 1000 else f"{value:,.0f} {unit}"

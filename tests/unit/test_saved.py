@@ -1,0 +1,112 @@
+"""The KV cache on disk: what is read back is what was saved, and everything else is nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeqwen.worker.saved import SavedStates, State
+
+STATE = State(list(range(200)), os.urandom(5000), {50: b"fifty", 100: b"a hundred"})
+
+
+def saved(folder: Path, key: str = "key", max_bytes: int = 1 << 20) -> SavedStates:
+    return SavedStates(folder, key, max_bytes)
+
+
+def write(folder: Path, *states: State, **settings: object) -> None:
+    store = saved(folder, **settings)  # type: ignore[arg-type]
+    for state in states:
+        store.write(state)
+    store.close()
+
+
+def read(folder: Path, prompt: list[int], key: str = "key") -> State | None:
+    store = saved(folder, key)
+    path, tokens = store.find(prompt)
+    state = store.read(path) if path else None
+    assert state is None or state.tokens == tokens
+    store.close()
+    return state
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "kv", STATE)
+    assert read(tmp_path / "kv", [*range(150), -1]) == STATE
+    [file] = (tmp_path / "kv").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_longest_beginning_is_found_and_shorter_ones_are_replaced(tmp_path: Path) -> None:
+    other = State([7, *range(300)], b"other")
+    write(tmp_path, STATE, other)
+    longer = State([*range(250)], b"longer")
+    store = saved(tmp_path)
+    store.find([1])
+    store.write(longer)
+    store.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert read(tmp_path, [*range(240)]) == longer
+    assert read(tmp_path, [7, *range(9)]) == other
+
+
+def test_another_model_or_setting_finds_nothing(tmp_path: Path) -> None:
+    write(tmp_path, STATE)
+    assert read(tmp_path, STATE.tokens, key="another") is None
+
+
+def cut(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def flip(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+
+
+def zeros(data: bytes, rng: random.Random) -> bytes:
+    return bytes(len(data))
+
+
+@pytest.mark.parametrize("harm", [cut, flip, zeros])
+def test_a_damaged_file_is_as_good_as_none(
+    tmp_path: Path, harm: Callable[[bytes, random.Random], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(1)
+    write(tmp_path, STATE)
+    [file] = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for _ in range(40):
+        file.write_bytes(harm(whole, rng))
+        found = read(tmp_path, STATE.tokens)
+        assert found is None or found == STATE
+
+
+def test_a_sparse_monster_costs_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "x.kv").open("wb") as file:
+        file.truncate(2 << 30)
+    assert read(tmp_path, STATE.tokens) is None
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    states = [State([number] * 130, bytes(10_000)) for number in range(5)]
+    write(tmp_path, *states)
+    files = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    os.utime(files[0])
+    write(tmp_path, State([9] * 130, bytes(10_000)), max_bytes=45_000)
+    left = [number for number in (*range(5), 9) if read(tmp_path, [number] * 130)]
+    assert 0 in left
+    assert 9 in left
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 50_000
+
+
+def test_a_folder_that_cannot_be_is_a_line_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    write(tmp_path / "file" / "kv", STATE)
+    assert "could not be saved" in capsys.readouterr().err
