@@ -2,10 +2,10 @@
 
     python scripts/soak.py MODEL.gguf [--requests 1000] [--slots 3] [--seed 1]
 
-The real worker, as a process. Every answer that was not cancelled is asked again of a worker with one slot and
-no memory of anything else; where the two differ, the difference is shown. Exits 1 when the worker's memory grew by
-more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the answers differ:
-neighbours in a batch change the rounding, and with it ties.
+The real worker, as a process. Answers that were not cancelled are asked again of a worker with one slot and no
+memory of anything else; where the two differ, the difference is shown. Exits 1 when the worker's memory grew by
+more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the answers
+differ: neighbours in a batch change the rounding, and with it ties.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ async def _soak(options: argparse.Namespace, logs: Path) -> int:
     n_different = await _compare(load, logs, asked[: options.compare])
     n_compared = len(asked[: options.compare])
     print(f"{n_closed} requests closed, {n_closed - len(asked)} of them cancelled")
-    print(
-        f"memory: {tenth / 1e6:.1f} MB after a tenth, at most {max(memory) / 1e6:.1f} MB: {100 * growth:+.2f} %"
-    )
+    peak = max(memory) / 1e6
+    print(f"memory: {tenth / 1e6:.1f} MB after a tenth, at most {peak:.1f} MB: {100 * growth:+.2f} %")
     print(f"{n_different} of {n_compared} answers differ from those of a fresh context")
     is_well = n_closed == options.requests and growth <= 0.03 and n_different <= 0.05 * n_compared
     return 0 if is_well else 1
