@@ -2,10 +2,10 @@
 
     python scripts/soak.py MODEL.gguf [--requests 1000] [--slots 3] [--seed 1]
 
-The real worker, as a process. Answers that were not cancelled are asked again of a worker with one slot and no
-memory of anything else; where the two differ, the difference is shown. Exits 1 when the worker's memory grew by
-more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the answers
-differ: neighbours in a batch change the rounding, and with it ties.
+The real worker, as a process. Answers that were not cancelled are asked again of a worker with one slot and
+no memory of anything else; where the two differ, the difference is shown. Exits 1 when the worker's memory
+grew by more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the
+answers differ: neighbours in a batch change the rounding, and with it ties.
 """
 
 from __future__ import annotations
