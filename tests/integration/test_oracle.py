@@ -31,7 +31,7 @@ from edgeqwen.worker.llama import LlamaEngine
 from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.slots import Scheduler, Slot
 
-ROUNDING = 0.02  # of scores that spread over several units
+ROUNDING = 0.006  # of scores that spread over several units
 ARCHITECTURES = ("qwen2", "qwen3", "qwen35")
 SYSTEM = "You are a helpful little model that likes the numbers one, two and three. " * 3
 
@@ -58,9 +58,11 @@ class Oracle:
 
         Scores say more than tokens: a tiny model may like one token best whatever it has read.
         """
-        for mine, fresh in zip(scores, self._scores(prompt + answer, len(prompt) - 1), strict=False):
+        fresh_scores = self._scores(prompt + answer, len(prompt) - 1)
+        for index, (mine, fresh) in enumerate(zip(scores, fresh_scores, strict=False)):
             worst = max(abs(a - b) for a, b in zip(mine, fresh, strict=True))
-            assert worst < ROUNDING, f"a score is off by {worst}"
+            # The first one ends a batch, which rounds otherwise than the oracle's single tokens do.
+            assert worst < (ROUNDING if index else 3 * ROUNDING), f"score {index} is off by {worst}"
 
     def _scores(self, tokens: list[int], first: int) -> list[list[float]]:
         self._engine.trim(0, 0)
