@@ -31,7 +31,9 @@ from edgeqwen.worker.llama import LlamaEngine
 from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.slots import Scheduler, Slot
 
-ROUNDING = 0.006  # of scores that spread over several units
+ROUNDING = 0.02  # of scores that spread over several units
+# The tiny hybrid's state moves its scores so little that a wrong checkpoint would hide in that.
+FINE_ROUNDING = 0.006
 ARCHITECTURES = ("qwen2", "qwen3", "qwen35")
 SYSTEM = "You are a helpful little model that likes the numbers one, two and three. " * 3
 
@@ -62,7 +64,8 @@ class Oracle:
         for index, (mine, fresh) in enumerate(zip(scores, fresh_scores, strict=False)):
             worst = max(abs(a - b) for a, b in zip(mine, fresh, strict=True))
             # The first one ends a batch, which rounds otherwise than the oracle's single tokens do.
-            assert worst < (ROUNDING if index else 3 * ROUNDING), f"score {index} is off by {worst}"
+            fine = index > 0 and not self._engine.goes_back
+            assert worst < (FINE_ROUNDING if fine else ROUNDING), f"score {index} is off by {worst}"
 
     def _scores(self, tokens: list[int], first: int) -> list[list[float]]:
         self._engine.trim(0, 0)
