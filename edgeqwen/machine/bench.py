@@ -74,6 +74,8 @@ class Bench:
 
     def __init__(self, params: LoadParams, logs: Path, tell: Callable[[str], None], rounds: int) -> None:
         self._params, self._logs, self._tell, self._rounds = params, logs, tell, rounds
+        self._per_sentence = 20
+        """Tokens; measured first."""
 
     async def run(self) -> list[Figure]:
         """Measure everything. Raises EngineError and WorkerLost."""
@@ -87,7 +89,7 @@ class Bench:
         figures: list[Figure] = []
         async with self._worker() as client:
             await _ask(client, [("user", "Hello")], 4)  # wakes the weights up
-            per_sentence = await _sentence_tokens(client)
+            self._per_sentence = per_sentence = await _sentence_tokens(client)
             rss = 0
             for length in LENGTHS:
                 if length + _ANSWER + 64 > self._params.n_ctx:
@@ -107,12 +109,12 @@ class Bench:
     async def _waits(self) -> list[Figure]:
         """First token of a long chat: read anew, in its second turn, and after a restart."""
         cold, warm, disk = [], [], []
-        n_words = min(self._params.n_ctx // 2, 2000) // 20
+        n_sentences = max(1, min(self._params.n_ctx // 2, 2000) // self._per_sentence)
         with tempfile.TemporaryDirectory() as folder:
             for number in range(self._rounds):
                 self._tell("first tokens, read anew, warm and from disk")
                 # Another beginning each round, or what the round before has saved would be found.
-                question = [("user", f"{number}. " + _SENTENCE * n_words + "Sum this up.")]
+                question = [("user", f"{number}. " + _SENTENCE * n_sentences + "Sum this up.")]
                 saved = SavedParams(folder=folder, model="bench")
                 async with self._worker(saved=saved) as client:
                     first = await _ask(client, question, 16)
@@ -146,7 +148,7 @@ class Bench:
     @asynccontextmanager
     async def _worker(self, **changes: object) -> AsyncIterator[WorkerClient]:
         async with WorkerClient(self._logs) as client:
-            await client.load(msgspec.structs.replace(self._params, saved=None, **changes))
+            await client.load(msgspec.structs.replace(self._params, **{"saved": None, **changes}))
             yield client
 
 

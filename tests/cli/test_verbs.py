@@ -273,3 +273,15 @@ def test_a_root_of_someone_else_is_searched(installed: Path, home: Path, tmp_pat
     assert edgeqwen("config", "set", "store.roots", json.dumps([str(tmp_path / "usb")])).code == 0
     assert str(tmp_path / "usb") in edgeqwen("list").out
     refused(edgeqwen("rm", "mine", "--yes"), 4, "only reads")
+
+
+def test_bench_measures_and_compares_with_the_last_time(tmp_path: Path) -> None:
+    edgeqwen("import", write_model(tmp_path / "Mine-Q8_0.gguf"))
+    first = edgeqwen("bench", "--rounds", "1", "--json").json
+    assert first["before"] is None
+    assert {"prefill, 128 tokens", "first token, from disk", "memory"} <= first["figures"].keys()
+    assert all(figure["value"] > 0 for figure in first["figures"].values())
+    second = edgeqwen("bench", "mine", "--rounds", "1", "--plot")
+    assert second.code == 0
+    assert first["date"] in second.err
+    assert "█" in second.out
