@@ -25,11 +25,21 @@ from edgeqwen.chat.thinking import Delta
 from edgeqwen.cli import failures, output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Dropped, KvType, LoadParams, Overflow, Prefill, Ready, SavedParams, Stats
+from edgeqwen.engine.protocol import (
+    Dropped,
+    KvType,
+    Layers,
+    LoadParams,
+    Overflow,
+    Prefill,
+    Ready,
+    SavedParams,
+    Stats,
+)
 from edgeqwen.errors import EdgeQwenError, InvalidInput, WorkerLost
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
-from edgeqwen.models.facts import ModelFacts
+from edgeqwen.models.facts import ModelFacts, kv_bytes
 from edgeqwen.models.fit import DEFAULT_CONTEXT, check_memory, choose_context, estimate
 from edgeqwen.models.locate import locate, read_located
 from edgeqwen.models.measured import Load
@@ -189,9 +199,12 @@ class Talk:
             params = self._load_params(facts)
             if facts:
                 self._tell_template(facts)
-            return await client.load(
+            ready = await client.load(
                 params, lambda share: status.share(f"loading {self.name}", int(share * 100), 100)
             )
+        for notice in ready.notices:
+            output.note(f"note: {notice}")
+        return ready
 
     def _load_params(self, facts: ModelFacts | None) -> LoadParams:
         n_ctx = self._n_ctx or DEFAULT_CONTEXT
@@ -220,6 +233,7 @@ class Talk:
             load_mode=options.load_mode,
             repack=options.repack,
             n_gpu_layers=options.n_gpu_layers,
+            layers=_layers(facts, n_ctx, options.kv_type) if facts else None,
             saved=self._saved(),
         )
 
@@ -297,6 +311,11 @@ class Talk:
             **({"dropped": msgspec.structs.asdict(reply.dropped)} if reply.dropped else {}),
         }
         return {**document, "error": failures.as_data(failure)} if failure else document
+
+
+def _layers(facts: ModelFacts, n_ctx: int, kv_type: KvType) -> Layers:
+    n_bytes = facts.weights_bytes + kv_bytes(facts, n_ctx, kv_type)
+    return Layers(n=facts.n_layers, n_bytes=n_bytes // max(1, facts.n_layers))
 
 
 def _stats(stats: Stats, ready: Ready) -> dict[str, Any]:

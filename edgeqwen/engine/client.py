@@ -19,11 +19,14 @@ from edgeqwen.engine.protocol import (
     Cancel,
     Close,
     Command,
+    Device,
+    Devices,
     Event,
     Failed,
     Finished,
     FrameReader,
     Generate,
+    ListDevices,
     Load,
     Loading,
     LoadParams,
@@ -93,6 +96,18 @@ class WorkerClient:
                 return event
             elif isinstance(event, Failed):
                 raise event.error()
+
+    async def devices(self) -> tuple[Device, ...]:
+        """Return what llama.cpp can compute on here, starting the process if need be. Raises EngineError."""
+        if self._process is None:
+            await self.start()
+        inbox = self._inboxes[None] = asyncio.Queue()
+        await self._send(ListDevices())
+        event = await self._next(inbox)
+        if isinstance(event, Failed):
+            raise event.error()
+        assert isinstance(event, Devices)
+        return event.devices
 
     def next_id(self) -> int:
         """Return a new request id."""

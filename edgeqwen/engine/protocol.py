@@ -23,6 +23,7 @@ Overflow = Literal["stop", "drop-oldest", "drop-thinking", "keep-ends"]
 """What to do when a conversation does not fit the context: refuse it, or leave something out and say so."""
 StopReason = Literal["eos", "stop", "length", "cancelled"]
 Role = Literal["system", "user", "assistant", "tool"]
+DeviceKind = Literal["cpu", "gpu", "igpu", "accelerator", "other"]
 
 
 class SavedParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +34,25 @@ class SavedParams(msgspec.Struct, frozen=True, kw_only=True):
     """What tells this model's bytes from every other's: a sha256 where there is one."""
     max_bytes: int = 2 << 30
     """Of all files together; those not used for longest go first."""
+
+
+class Layers(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model divides among devices."""
+
+    n: int
+    n_bytes: int
+    """Weights and KV cache of one layer, on average."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """Something llama.cpp can compute on."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+    total_bytes: int
+    free_bytes: int
+    """As the device says; of a CPU, the system's memory."""
 
 
 class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +71,9 @@ class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
     """How keys are kept, and values unless `kv_type_v` says otherwise; smaller costs a little quality."""
     kv_type_v: KvType | None = None
     n_gpu_layers: int = -1
-    """Layers on the GPU, where the build has one; -1 is all."""
+    """Layers on the GPU, where the build has one; -1 is as many as its free memory holds."""
+    layers: Layers | None = None
+    """What the -1 above is reckoned with; None tries all of them."""
     load_mode: Literal["auto", "mmap", "mlock", "read"] = "auto"
     """mmap reads weights as they are used, mlock pins them as well, read copies them into memory at once."""
     repack: bool = True
@@ -176,6 +198,10 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     id: int
 
 
+class ListDevices(msgspec.Struct, frozen=True, kw_only=True, tag="list_devices"):
+    """Say what there is to compute on; answered by Devices. Needs no model."""
+
+
 class Close(msgspec.Struct, frozen=True, kw_only=True, tag="close"):
     """Finish in good order."""
 
@@ -198,6 +224,16 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     has_template: bool
     """False: the file brings none and plain ChatML is used."""
     rss_bytes: int
+    n_gpu_layers: int = 0
+    """Layers that really went to GPUs; -1 is all of them."""
+    notices: tuple[str, ...] = ()
+    """What is not as it was asked for, a sentence each."""
+
+
+class Devices(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):
+    """What there is to compute on."""
+
+    devices: tuple[Device, ...]
 
 
 class Dropped(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,8 +297,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 F = TypeVar("F")
-Command = Load | Generate | AnswerNow | Cancel | Close
-Event = Loading | Ready | Started | Prefill | TextDelta | Finished | Failed
+Command = Load | Generate | AnswerNow | Cancel | ListDevices | Close
+Event = Loading | Ready | Devices | Started | Prefill | TextDelta | Finished | Failed
 
 _encoder = msgspec.json.Encoder()
 _commands: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)

@@ -43,6 +43,9 @@ class Engine(Protocol):
     """A loaded model and its context; one thread owns it, only `abort` may come from another."""
 
     architecture: str
+    n_gpu_layers: int
+    notices: tuple[str, ...]
+    """What of the load is not as it was asked for."""
     n_ctx: int
     """Tokens of one slot."""
     n_slots: int

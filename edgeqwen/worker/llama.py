@@ -16,6 +16,7 @@ from edgeqwen.engine.protocol import LoadParams, SamplerParams
 from edgeqwen.errors import EngineError, LoadFailed
 from edgeqwen.text import clean_line
 from edgeqwen.worker.binding import LLAMA_VERSION, L
+from edgeqwen.worker.devices import layers_to_try, list_devices
 from edgeqwen.worker.engine import Decoded, Row
 from edgeqwen.worker.sampler import LlamaSampler
 
@@ -41,6 +42,7 @@ class LlamaEngine:
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
+        self.notices: tuple[str, ...] = ()
         with _ErrorLog() as log:
             try:
                 self._open(params, on_progress)
@@ -54,17 +56,10 @@ class LlamaEngine:
 
     def _open(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:
         L.llama_backend_init()
-        name = Path(params.paths[0]).name
-        self._model = _load_model(params, on_progress)
-        if not self._model:
-            raise LoadFailed(f"llama.cpp could not load {name}", path=params.paths[0])
+        self.n_ctx, self.n_slots = params.n_ctx, params.n_slots
+        self._open_on_devices(params, on_progress)
         self._vocab = L.llama_model_get_vocab(self._model)
         self.n_vocab = int(L.llama_vocab_n_tokens(self._vocab))
-        self.n_ctx, self.n_slots = params.n_ctx, params.n_slots
-        self._ctx = self._open_context(params)
-        if not self._ctx:
-            message = f"llama.cpp could not make a context of {params.n_ctx:,} tokens for {name}"
-            raise LoadFailed(message, path=params.paths[0])
         self._memory = L.llama_get_memory(self._ctx)
         self.n_batch = int(L.llama_n_batch(self._ctx))
         self.goes_back = not (L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model))
@@ -75,6 +70,30 @@ class LlamaEngine:
         self.template = template.decode("utf-8", "replace") if template else None
         self._open_batch()
         self._read_vocabulary()
+
+    def _open_on_devices(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:
+        """Load with as many layers on GPUs as they take, and say so where that is less than was wanted."""
+        counts = layers_to_try(params.n_gpu_layers, params.layers, list_devices())
+        for n_layers in counts:
+            try:
+                self._open_with(params, n_layers, on_progress)
+                break
+            except LoadFailed:
+                self.close()
+                if n_layers == counts[-1]:
+                    raise
+        self.n_gpu_layers = n_layers
+        self.notices = _layer_notices(params, n_layers, has_gpu=len(counts) > 1)
+
+    def _open_with(self, params: LoadParams, n_layers: int, on_progress: Callable[[float], bool]) -> None:
+        name = Path(params.paths[0]).name
+        self._model = _load_model(params, n_layers, on_progress)
+        if not self._model:
+            raise LoadFailed(f"llama.cpp could not load {name}", path=params.paths[0])
+        self._ctx = self._open_context(params)
+        if not self._ctx:
+            message = f"llama.cpp could not make a context of {params.n_ctx:,} tokens for {name}"
+            raise LoadFailed(message, path=params.paths[0])
 
     def _open_context(self, params: LoadParams) -> Any:  # noqa: ANN401 - a ctypes pointer
         settings = L.llama_context_default_params()
@@ -259,9 +278,9 @@ class _GuardedSampler:
         self._sampler.close()
 
 
-def _load_model(params: LoadParams, on_progress: Callable[[float], bool]) -> Any:  # noqa: ANN401
+def _load_model(params: LoadParams, n_layers: int, on_progress: Callable[[float], bool]) -> Any:  # noqa: ANN401
     settings = L.llama_model_default_params()
-    settings.n_gpu_layers = params.n_gpu_layers
+    settings.n_gpu_layers = n_layers
     settings.use_extra_bufts = params.repack
     settings.load_mode = _LOAD_MODES[params.load_mode]
     # Kept in a name until the load is over: the library holds a bare pointer to it.
@@ -272,6 +291,18 @@ def _load_model(params: LoadParams, on_progress: Callable[[float], bool]) -> Any
         return L.llama_model_load_from_file(paths[0], settings)
     array = (ctypes.c_char_p * len(paths))(*paths)
     return L.llama_model_load_from_splits(array, len(paths), settings)
+
+
+def _layer_notices(params: LoadParams, n_layers: int, *, has_gpu: bool) -> tuple[str, ...]:
+    """Say so where fewer layers than were wanted are on GPUs."""
+    asked = params.n_gpu_layers
+    if not has_gpu:
+        return ("no GPU can be used here, so the CPU computes all layers",) if asked > 0 else ()
+    n_all = params.layers.n + 1 if params.layers else asked
+    wanted = min(asked, n_all) if asked >= 0 else n_all
+    if n_layers == wanted:
+        return ()
+    return (f"the GPU takes {n_layers} layers of {n_all}, as its memory allows; the CPU computes the others",)
 
 
 def _check_library() -> None:

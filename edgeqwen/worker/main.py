@@ -20,10 +20,12 @@ from edgeqwen.engine.protocol import (
     Cancel,
     Close,
     Command,
+    Devices,
     Event,
     Failed,
     FrameReader,
     Generate,
+    ListDevices,
     Load,
     Loading,
     LoadParams,
@@ -94,17 +96,18 @@ class Worker:
     def _handle(self, command: Command) -> list[Event]:
         if isinstance(command, Load):
             return self._load(command.params)
+        if isinstance(command, ListDevices):
+            return [_list_devices()]
         if self._scheduler is None or self._engine is None:
             request = command.id if isinstance(command, Generate | Cancel) else None
             return [Failed.of(EngineError("no model is loaded"), request)]
         if isinstance(command, Generate):
             return self._scheduler.submit(command)
-        if isinstance(command, AnswerNow):
-            self._scheduler.answer_now(command.id)
-            return []
         if isinstance(command, Cancel):
             self._engine.resume()
             return self._scheduler.cancel(command.id)
+        if isinstance(command, AnswerNow):
+            self._scheduler.answer_now(command.id)
         return []
 
     def _load(self, params: LoadParams) -> list[Event]:
@@ -124,6 +127,8 @@ class Worker:
             architecture=self._engine.architecture,
             has_template=self._engine.template is not None,
             rss_bytes=resident_bytes(),
+            n_gpu_layers=self._engine.n_gpu_layers,
+            notices=self._engine.notices,
         )
         return [ready]
 
@@ -163,6 +168,15 @@ class Worker:
             if is_alone or isinstance(command, Close):
                 self._engine.abort()
         self._inbox.put(command)
+
+
+def _list_devices() -> Event:
+    from edgeqwen.worker.devices import list_devices  # loads llama.cpp
+
+    try:
+        return Devices(devices=list_devices())
+    except EdgeQwenError as error:
+        return Failed.of(error)
 
 
 def _open_saved(params: LoadParams, engine: Engine) -> SavedStates | None:

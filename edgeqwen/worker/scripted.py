@@ -56,6 +56,8 @@ class ScriptedEngine:
 
     architecture = "scripted"
     goes_back = can_shift = True
+    n_gpu_layers = 0
+    notices: tuple[str, ...] = ()
     version = "scripted"
 
     def __init__(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:

@@ -1,0 +1,39 @@
+"""`edgeqwen devices`: what llama.cpp can compute on here."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+import msgspec
+
+from edgeqwen.cli import output
+from edgeqwen.cli.invocation import Invocation
+from edgeqwen.cli.options import json_option
+from edgeqwen.cli.output import size_text
+from edgeqwen.engine.client import WorkerClient
+from edgeqwen.engine.protocol import Device
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def devices(invocation: Invocation) -> None:
+    """List what llama.cpp can compute on here.
+
+    GPUs show up where llama-cpp-python was built for them: CUDA, Vulkan, Metal.
+    """
+    found = asyncio.run(_ask(invocation))
+    if invocation.as_json:
+        output.document([msgspec.structs.asdict(device) for device in found])
+        return
+    rows = [
+        (one.name, one.kind, one.description, size_text(one.free_bytes), size_text(one.total_bytes))
+        for one in found
+    ]
+    output.table(("DEVICE", "KIND", "DESCRIPTION", ">FREE", ">MEMORY"), rows)
+
+
+async def _ask(invocation: Invocation) -> tuple[Device, ...]:
+    async with WorkerClient(invocation.paths.logs) as client:
+        return await client.devices()
