@@ -51,6 +51,16 @@ build_jobs() {
   echo "$jobs"
 }
 
+# llama.cpp's AMX kernels mix up sequences of hybrid models (0.5.0-dev), and virtual machines that announce AMX
+# may not let it run: one illegal instruction ends the engine. AVX-512 does the same work.
+build_arguments() {
+  local arguments=-DLLAVA_BUILD=OFF flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+  if grep -qw amx_int8 /proc/cpuinfo 2>/dev/null; then
+    arguments="$arguments '-DCMAKE_C_FLAGS=$flags' '-DCMAKE_CXX_FLAGS=$flags'"
+  fi
+  echo "$arguments"
+}
+
 # Runs a command with its output in a log, and says every ten seconds that it is alive.
 run_logged() {
   local log=$1 started=$SECONDS told=$SECONDS pid seconds
@@ -95,7 +105,7 @@ prepare() {
   check_compiler
   say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
   export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(build_jobs)}
-  export CMAKE_ARGS=${CMAKE_ARGS:--DLLAVA_BUILD=OFF}
+  export CMAKE_ARGS=${CMAKE_ARGS:-$(build_arguments)}
   run_logged .venv/install.log .venv/bin/python -m pip install --disable-pip-version-check \
     -c scripts/constraints.txt -e "$target" || {
     tail -n 15 .venv/install.log >&2

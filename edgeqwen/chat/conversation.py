@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgeqwen.engine.protocol import ChatMessage, Role
+from edgeqwen.engine.protocol import ChatMessage, Role, Stats, StopReason
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an answer came about."""
+
+    model: str
+    """Its name."""
+    stats: Stats
+    stop_reason: StopReason
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,8 @@ class Message:
     """What a model thought before it said `text`."""
     is_complete: bool = True
     """False for an answer that was cancelled or cut off."""
+    made: Made | None = None
+    """None for what people wrote, and for answers whose end nobody saw."""
 
 
 @dataclass
@@ -32,12 +45,24 @@ class Conversation:
     messages: dict[int, Message] = field(default_factory=dict)
     head: int | None = None
 
-    def add(self, role: Role, text: str, *, thinking: str = "", is_complete: bool = True) -> Message:
+    @property
+    def next_id(self) -> int:
+        """The id that the next message gets."""
+        return max(self.messages, default=0) + 1
+
+    def add(
+        self,
+        role: Role,
+        text: str,
+        *,
+        thinking: str = "",
+        is_complete: bool = True,
+        made: Made | None = None,
+    ) -> Message:
         """Append a message to the branch in use and return it."""
-        number = len(self.messages) + 1
-        message = Message(number, self.head, role, text, thinking, is_complete)
-        self.messages[number] = message
-        self.head = number
+        message = Message(self.next_id, self.head, role, text, thinking, is_complete, made)
+        self.messages[message.id] = message
+        self.head = message.id
         return message
 
     def branch(self) -> list[Message]:
@@ -49,10 +74,24 @@ class Conversation:
             at = path[-1].parent
         return path[::-1]
 
+    def children(self, parent: int | None) -> list[Message]:
+        """Return the messages that follow one directly, oldest first."""
+        return [message for _, message in sorted(self.messages.items()) if message.parent == parent]
+
+    def siblings(self, message: int) -> list[Message]:
+        """Return a message and what was said instead of it, oldest first."""
+        return self.children(self.messages[message].parent)
+
     def go_back_to(self, message: int | None) -> None:
         """Make `message` the head; what follows it stays as another branch."""
         assert message is None or message in self.messages
         self.head = message
+
+    def switch_to(self, message: int) -> None:
+        """Use the branch through `message`, as far as its newest continuation goes."""
+        self.head = message
+        while following := self.children(self.head):
+            self.head = following[-1].id
 
     def prompt(self) -> tuple[ChatMessage, ...]:
         """Return the branch as the worker wants it, without earlier thinking: no Qwen template keeps it."""

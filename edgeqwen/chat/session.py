@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from edgeqwen.chat.conversation import Conversation
+from edgeqwen.chat.conversation import Conversation, Made
 from edgeqwen.chat.thinking import Delta, ThinkingSplitter
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import (
     Dropped,
+    Event,
     Finished,
     Generate,
     Overflow,
@@ -22,7 +23,7 @@ from edgeqwen.engine.protocol import (
     Started,
     TextDelta,
 )
-from edgeqwen.errors import EdgeQwenError
+from edgeqwen.errors import EdgeQwenError, EngineBusy
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Session:
     """One conversation and the worker that answers in it."""
 
     client: WorkerClient
+    model: str = ""
+    """What to call the model that answers."""
     sampler: SamplerParams = field(default_factory=SamplerParams)
     think: bool | None = None
     thinking_budget: int | None = None
@@ -55,18 +58,51 @@ class Session:
     conversation: Conversation = field(default_factory=Conversation)
     reply: Reply | None = None
     """The reply of the turn that runs or ran last."""
+    _is_busy: bool = False
 
     async def ask(self, text: str) -> AsyncGenerator[Delta | Prefill]:
         """Add a user message and yield the reply as it comes, with progress while the prompt is read.
 
         A reply that is cancelled or cut off stays in the conversation as far as it came. If nothing was said,
-        the turn is taken back. Raises EngineError, ContextOverflow, WorkerLost.
+        the turn is taken back. Raises what `answer` raises.
         """
+        self._check_idle()
         before = self.conversation.head
-        self.conversation.add("user", text)
+        asked = self.conversation.add("user", text)
+        try:
+            async with aclosing(self.answer()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            if self.conversation.head == asked.id:
+                self.conversation.go_back_to(before)
+
+    async def answer(self) -> AsyncGenerator[Delta | Prefill]:
+        """Answer the branch in use, which ends with a question; the reply becomes its new head.
+
+        Raises EngineError, ContextOverflow, WorkerLost, and EngineBusy while another turn runs: a
+        conversation has one head.
+        """
+        self._check_idle()
+        self._is_busy = True
         reply = self.reply = Reply(self.client.next_id())
-        splitter = ThinkingSplitter()
-        request = Generate(
+        try:
+            async with (
+                aclosing(self.client.generate(self._request(reply))) as events,
+                aclosing(_pieces(reply, events)) as pieces,
+            ):
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._is_busy = False
+            self._keep(reply)
+
+    def _check_idle(self) -> None:
+        if self._is_busy:
+            raise EngineBusy("this conversation is being answered already", queue_length=1)
+
+    def _request(self, reply: Reply) -> Generate:
+        return Generate(
             id=reply.request,
             messages=self.conversation.prompt(),
             sampler=self.sampler,
@@ -74,30 +110,6 @@ class Session:
             thinking_budget=self.thinking_budget,
             overflow=self.overflow,
         )
-        try:
-            async with aclosing(self.client.generate(request)) as events:
-                async for event in events:
-                    if isinstance(event, Started):
-                        splitter = ThinkingSplitter(event.in_thinking)
-                        reply.dropped = event.dropped
-                    elif isinstance(event, Prefill):
-                        yield event
-                    elif isinstance(event, TextDelta):
-                        for delta in splitter.feed(event.text):
-                            reply.take(delta)
-                            yield delta
-                    elif isinstance(event, Finished):
-                        reply.finished = event
-            for delta in splitter.finish():
-                reply.take(delta)
-                yield delta
-        except EdgeQwenError:
-            for delta in splitter.finish():
-                reply.take(delta)
-                yield delta
-            raise
-        finally:
-            self._keep(reply, before)
 
     async def answer_now(self) -> None:
         """Have the thinking of the reply that runs closed; it goes on with its answer."""
@@ -109,9 +121,38 @@ class Session:
         if self.reply and self.reply.finished is None:
             await self.client.cancel(self.reply.request)
 
-    def _keep(self, reply: Reply, before: int | None) -> None:
+    def _keep(self, reply: Reply) -> None:
         if reply.text or reply.thinking or reply.finished:
             whole = reply.finished is not None and reply.finished.stop_reason != "cancelled"
-            self.conversation.add("assistant", reply.text, thinking=reply.thinking, is_complete=whole)
-        else:
-            self.conversation.go_back_to(before)
+            made = None
+            if end := reply.finished:
+                made = Made(self.model, end.stats, end.stop_reason, end.seed)
+            self.conversation.add(
+                "assistant", reply.text, thinking=reply.thinking, is_complete=whole, made=made
+            )
+
+
+async def _pieces(reply: Reply, events: AsyncGenerator[Event]) -> AsyncGenerator[Delta | Prefill]:
+    """Put what the worker says into a reply, and yield what of it is news."""
+    splitter = ThinkingSplitter()
+    try:
+        async for event in events:
+            if isinstance(event, Started):
+                splitter = ThinkingSplitter(event.in_thinking)
+                reply.dropped = event.dropped
+            elif isinstance(event, Prefill):
+                yield event
+            elif isinstance(event, TextDelta):
+                for delta in splitter.feed(event.text):
+                    reply.take(delta)
+                    yield delta
+            elif isinstance(event, Finished):
+                reply.finished = event
+    except EdgeQwenError:
+        for delta in splitter.finish():
+            reply.take(delta)
+            yield delta
+        raise
+    for delta in splitter.finish():
+        reply.take(delta)
+        yield delta

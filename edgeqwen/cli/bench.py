@@ -20,7 +20,7 @@ from edgeqwen.machine.bandwidth import memory_bytes_per_s
 from edgeqwen.machine.bench import Bench, Figure, History, Run
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
-from edgeqwen.models.fit import check_memory
+from edgeqwen.models.fit import check_memory, estimate
 from edgeqwen.models.locate import locate, read_located
 
 _N_CTX = 4096
@@ -51,7 +51,7 @@ def bench(
         raise InvalidInput(f"{located.name} is a script for the scripted engine, not a model")
     facts = read_located(located)
     n_ctx = min(_N_CTX, facts.context)
-    check_memory(facts, n_ctx, kv_type, available_bytes())
+    check_memory(facts, n_ctx, kv_type, estimate(facts, n_ctx, kv_type), available_bytes())
     threads = n_threads or invocation.config.run.threads or usable_cores()
     paths = tuple(str(path.absolute()) for path in located.paths)
     params = LoadParams(paths=paths, n_ctx=n_ctx, n_threads=threads, kv_type=kv_type)

@@ -34,12 +34,12 @@ from edgeqwen.engine.protocol import (
     decode_event,
     encode,
 )
-from edgeqwen.errors import EngineError, StoreError, WorkerLost
+from edgeqwen.errors import EdgeQwenError, EngineError, StoreError, WorkerLost
 from edgeqwen.text import clean_line
 
 _KEPT_LOGS = 10
 _LOG_TAIL_LINES = 5
-_GRACE_S = 10.0  # the worker may have a KV cache to put on disk
+_GRACE_S = 35.0  # the worker may have a large KV cache to put on disk
 
 
 class WorkerClient:
@@ -73,6 +73,7 @@ class WorkerClient:
         with self._log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # the current folder may hold anybody's files
                 "-m",
                 "edgeqwen.worker",
                 stdin=asyncio.subprocess.PIPE,
@@ -144,7 +145,7 @@ class WorkerClient:
         await self._send(AnswerNow(id=request))
 
     async def close(self) -> None:
-        """End the process, in good order if it answers within ten seconds."""
+        """End the process, in good order if it ends within 35 seconds."""
         if self._process is None:
             return
         with contextlib.suppress(WorkerLost):
@@ -192,7 +193,7 @@ class WorkerClient:
                     inbox = self._inboxes.get(getattr(event, "id", None))
                     if inbox is not None:
                         inbox.put_nowait(event)
-        except EngineError:
+        except EdgeQwenError:
             self._process.kill()  # it no longer speaks our language
         status = await self._process.wait()
         self._lost = self._describe(status)

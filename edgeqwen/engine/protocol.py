@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -81,6 +81,15 @@ class LoadParams(msgspec.Struct, frozen=True, kw_only=True):
     saved: SavedParams | None = None
     """Where the KV cache is kept on disk; None keeps it nowhere."""
 
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning, before a process is started for it. Raises InvalidInput."""
+        _check_bounds(self, _LOAD_BOUNDS)
+        if self.n_ctx * self.n_slots > _MAX_CELLS:
+            raise InvalidInput(f"a context of {self.n_ctx:,} tokens is more than llama.cpp can count")
+        for kv_type in filter(None, (self.kv_type, self.kv_type_v)):
+            if kv_type not in get_args(KvType):
+                raise InvalidInput(f"unknown KV type: {kv_type}; there are {', '.join(get_args(KvType))}")
+
 
 class SamplerParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one request chooses its tokens. Raises InvalidInput for values that have no meaning."""
@@ -102,13 +111,10 @@ class SamplerParams(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _SAMPLER_BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InvalidInput(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
+        _check_bounds(self, _SAMPLER_BOUNDS)
 
 
-_SAMPLER_BOUNDS = {
+_SAMPLER_BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0, 10),
     "top_k": (0, 1_000_000),
     "top_p": (0, 1),
@@ -118,6 +124,23 @@ _SAMPLER_BOUNDS = {
     "frequency_penalty": (-10, 10),
     "max_tokens": (1, 1 << 24),
 }
+
+
+_MAX_CELLS = (1 << 31) - 256  # llama.cpp counts cells in 32 bits
+_LOAD_BOUNDS: dict[str, tuple[float, float]] = {
+    "n_ctx": (1, _MAX_CELLS),
+    "n_slots": (1, 256),
+    "n_batch": (1, 1 << 16),
+    "n_threads": (1, 512),
+    "n_gpu_layers": (-1, 100_000),
+}
+
+
+def _check_bounds(params: object, bounds: dict[str, tuple[float, float]]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(params, name)
+        if value is not None and not low <= value <= high:
+            raise InvalidInput(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -240,8 +263,10 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True):
     """What was left out of a conversation that did not fit."""
 
     messages: tuple[int, ...]
-    """Indices into the request's messages; with `drop-thinking` only their thinking went."""
+    """Indices into the request's messages."""
     n_tokens: int
+    thinking_of: tuple[int, ...] = ()
+    """Messages that stayed, but without their thinking."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
@@ -306,11 +331,21 @@ _events: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 def encode(frame: Command | Event) -> bytes:
-    """Return the frame as it goes on the pipe. Raises EngineError when it is too long."""
-    body = _encoder.encode(frame)
+    """Return the frame as it goes on the pipe. Raises EngineError when it is too long, InvalidInput."""
+    try:
+        body = _encoder.encode(frame)
+    except UnicodeEncodeError as error:
+        raise InvalidInput("the text has characters that cannot be encoded as UTF-8") from error
     if len(body) > MAX_FRAME:
         raise EngineError(f"a frame of {len(body):,} bytes is too long for the pipe; at most {MAX_FRAME:,}")
     return _LENGTH.pack(len(body)) + body
+
+
+class _Address(msgspec.Struct):
+    id: int | None = None
+
+
+_addresses: msgspec.json.Decoder[_Address] = msgspec.json.Decoder(_Address)
 
 
 class FrameReader:
@@ -333,18 +368,28 @@ class FrameReader:
             yield body
 
 
+def request_of(body: bytes) -> int | None:
+    """Return the request that a frame is about, however wrong the rest of it is; None for the load."""
+    try:
+        return _addresses.decode(body).id
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
 def decode_command(body: bytes) -> Command:
-    """Parse what a front end sent. Raises EngineError."""
+    """Parse what a front end sent. Raises EngineError; InvalidInput for a frame with a value that is not."""
     return _decode(_commands, body)
 
 
 def decode_event(body: bytes) -> Event:
-    """Parse what the worker sent. Raises EngineError."""
+    """Parse what the worker sent. Raises EngineError or InvalidInput."""
     return _decode(_events, body)
 
 
 def _decode(decoder: msgspec.json.Decoder[F], body: bytes) -> F:
     try:
         return decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"this cannot be asked of the engine: {error}") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise EngineError(f"the pipe carried something that is no frame: {error}") from error

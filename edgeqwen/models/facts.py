@@ -70,15 +70,17 @@ class ModelFacts:
         return self.kv_values_per_token * KV_BYTES[kv_type]
 
 
-def kv_bytes(facts: ModelFacts, n_ctx: int, kv_type: str = "f16") -> int:
+def kv_bytes(facts: ModelFacts, n_ctx: int, kv_type: str = "f16", kv_type_v: str | None = None) -> int:
     """Return the bytes of KV cache and state that one slot of `n_ctx` tokens needs.
 
-    llama.cpp rounds n_ctx up to a multiple of 256. Raises InvalidInput when n_ctx < 1.
+    Values are of `kv_type` unless `kv_type_v` says otherwise; there are as many of them as of keys. llama.cpp
+    rounds n_ctx up to a multiple of 256. Raises InvalidInput when n_ctx < 1.
     """
     if n_ctx < 1:
         raise InvalidInput(f"a context must have at least 1 token, not {n_ctx}")
     cells = -(-n_ctx // 256) * 256
-    return round(cells * facts.kv_bytes_per_token(kv_type)) + facts.recurrent_state_bytes
+    per_token = (facts.kv_bytes_per_token(kv_type) + facts.kv_bytes_per_token(kv_type_v or kv_type)) / 2
+    return round(cells * per_token) + facts.recurrent_state_bytes
 
 
 def read_facts(path: Path) -> ModelFacts:

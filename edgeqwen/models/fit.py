@@ -61,7 +61,9 @@ class Estimate:
         return self.weights + self.repacked + self.kv_cache + self.compute + self.process
 
 
-def estimate(facts: ModelFacts, n_ctx: int, kv_type: str = "f16") -> Estimate:
+def estimate(
+    facts: ModelFacts, n_ctx: int, kv_type: str = "f16", kv_type_v: str | None = None, *, repack: bool = True
+) -> Estimate:
     """Return what a model takes on the CPU with one slot of `n_ctx` tokens. Raises InvalidInput.
 
     Scratch space: n_batch * 4 * (3 * n_ff + 4 * n_embd) bytes of activations and 2 * n_batch * n_ctx of
@@ -71,19 +73,18 @@ def estimate(facts: ModelFacts, n_ctx: int, kv_type: str = "f16") -> Estimate:
     n_batch = min(_N_BATCH, -(-n_ctx // 256) * 256)
     return Estimate(
         weights=facts.weights_bytes,
-        repacked=facts.repacked_bytes,
-        kv_cache=kv_bytes(facts, n_ctx, kv_type),
+        repacked=facts.repacked_bytes if repack else 0,
+        kv_cache=kv_bytes(facts, n_ctx, kv_type, kv_type_v),
         compute=n_batch * 4 * (3 * n_ff + 4 * facts.n_embd) + 2 * n_batch * n_ctx,
         process=_PROCESS_BYTES + _VOCABULARY_BYTES * facts.n_vocab,
     )
 
 
-def check_memory(facts: ModelFacts, n_ctx: int, kv_type: str, available_bytes: int) -> None:
-    """Raise LoadFailed when a model cannot fit, with the numbers and the nearest setting that would.
+def check_memory(facts: ModelFacts, n_ctx: int, kv_type: str, parts: Estimate, available_bytes: int) -> None:
+    """Raise LoadFailed when what was estimated cannot fit, with the numbers and the nearest that does.
 
     Weights are mapped, so they need not be counted: without them it must fit, or the system would kill it.
     """
-    parts = estimate(facts, n_ctx, kv_type)
     needed = parts.total - parts.weights
     if needed <= available_bytes:
         return

@@ -59,6 +59,10 @@ class Job:
             self.buffer.append(text)
             self.thinking.feed(text)
 
+    def inject(self, piece: bytes) -> None:
+        """Take text that nobody sampled; no stop string looks at it."""
+        self.buffer.append(self.text.inject(piece.decode("utf-8", "replace")))
+
     @property
     def wants_answer(self) -> bool:
         """The thinking is to be closed now."""
@@ -118,7 +122,7 @@ class Acceptor:
         if request.overflow != "stop" and count(messages) >= n_ctx:
             wanted = request.sampler.max_tokens or n_ctx // _ANSWER_SHARE
             room = n_ctx - max(1, min(wanted, n_ctx // _ANSWER_SHARE))
-            messages, dropped = fit(messages, request.overflow, room, count)
+            messages, dropped = fit(messages, request.overflow, room, count, n_ctx // _ANSWER_SHARE)
         segments = self._render(request, messages)
         prompt = self._tokens(segments)
         if len(prompt) >= n_ctx:

@@ -29,6 +29,10 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _ABORTED, _NO_ROOM = 2, 1
 _WHOLE, _RECURRENT_PART = 0, 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+_AMX_NOTICE = (
+    "llama.cpp was built with AMX, which is not safe to use, so prompts are read more slowly; to mend it, "
+    "run `pip cache remove llama_cpp_python`, delete .venv and run scripts/run again"
+)
 _LOAD_MODES = {"auto": -1, "read": 0, "mmap": 1, "mlock": 3}  # llama_load_mode
 
 
@@ -84,6 +88,8 @@ class LlamaEngine:
                     raise
         self.n_gpu_layers = n_layers
         self.notices = _layer_notices(params, n_layers, has_gpu=len(counts) > 1)
+        if params.repack and _has_amx():
+            self.notices += (_AMX_NOTICE,)
 
     def _open_with(self, params: LoadParams, n_layers: int, on_progress: Callable[[float], bool]) -> None:
         name = Path(params.paths[0]).name
@@ -281,7 +287,7 @@ class _GuardedSampler:
 def _load_model(params: LoadParams, n_layers: int, on_progress: Callable[[float], bool]) -> Any:  # noqa: ANN401
     settings = L.llama_model_default_params()
     settings.n_gpu_layers = n_layers
-    settings.use_extra_bufts = params.repack
+    settings.use_extra_bufts = params.repack and not _has_amx()
     settings.load_mode = _LOAD_MODES[params.load_mode]
     # Kept in a name until the load is over: the library holds a bare pointer to it.
     callback = L.llama_progress_callback(lambda progress, _data: on_progress(float(progress)))
@@ -291,6 +297,15 @@ def _load_model(params: LoadParams, n_layers: int, on_progress: Callable[[float]
         return L.llama_model_load_from_file(paths[0], settings)
     array = (ctypes.c_char_p * len(paths))(*paths)
     return L.llama_model_load_from_splits(array, len(paths), settings)
+
+
+def _has_amx() -> bool:
+    """Say whether this build would use AMX.
+
+    Its kernels mix up the sequences of a batch of a hybrid model, and virtual machines may announce AMX
+    without letting it run, which ends the process (both seen on a Xeon, 2026-11). It comes with repacking.
+    """
+    return b"AMX_INT8 = 1" in L.llama_print_system_info()
 
 
 def _layer_notices(params: LoadParams, n_layers: int, *, has_gpu: bool) -> tuple[str, ...]:

@@ -32,14 +32,15 @@ from edgeqwen.engine.protocol import (
     Ready,
     decode_command,
     encode,
+    request_of,
 )
-from edgeqwen.errors import EdgeQwenError, EngineError
+from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput
 from edgeqwen.worker.engine import Engine
 from edgeqwen.worker.memory import resident_bytes
 from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.slots import Scheduler
 
-_PATIENCE_S = 10.0  # after the parent is gone, for the disk to take what was not saved
+_PATIENCE_S = 30.0  # after the parent is gone, for the disk to take what was not saved
 _IDLE_S = 2.0  # after which what the slots hold goes to disk
 
 
@@ -48,7 +49,7 @@ class Worker:
 
     def __init__(self, commands: BinaryIO, events: BinaryIO) -> None:
         self._commands, self._events = commands, events
-        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | Failed] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._engine: Engine | None = None
         self._scheduler: Scheduler | None = None
@@ -83,7 +84,7 @@ class Worker:
         self._send(self._scheduler.step())
         return True
 
-    def _next_command(self) -> Command | None:
+    def _next_command(self) -> Command | Failed | None:
         """Wait for a command; when none comes for a while, save what the slots hold and wait on."""
         if not self._inbox.empty() or self._scheduler is None:
             return self._inbox.get()
@@ -93,14 +94,20 @@ class Worker:
             self._scheduler.save()
             return self._inbox.get()
 
-    def _handle(self, command: Command) -> list[Event]:
+    def _handle(self, command: Command | Failed) -> list[Event]:
+        if isinstance(command, Failed):
+            return [command]
         if isinstance(command, Load):
             return self._load(command.params)
         if isinstance(command, ListDevices):
             return [_list_devices()]
+        return self._handle_request(command)
+
+    def _handle_request(self, command: Command) -> list[Event]:
         if self._scheduler is None or self._engine is None:
-            request = command.id if isinstance(command, Generate | Cancel) else None
-            return [Failed.of(EngineError("no model is loaded"), request)]
+            if isinstance(command, Generate):
+                return [Failed.of(EngineError("no model is loaded"), command.id)]
+            return []
         if isinstance(command, Generate):
             return self._scheduler.submit(command)
         if isinstance(command, Cancel):
@@ -152,13 +159,21 @@ class Worker:
         try:
             while data := os.read(self._commands.fileno(), 1 << 16):
                 for body in frames.feed(data):
-                    self._deliver(decode_command(body))
+                    self._take(body)
         except (OSError, EngineError):
             traceback.print_exc()
-        self._closing.set()
-        self._deliver(Close())
-        threading.Event().wait(_PATIENCE_S)
-        os._exit(1)  # the engine did not come back; nobody is left who could be told
+        finally:
+            self._closing.set()
+            self._deliver(Close())
+            threading.Event().wait(_PATIENCE_S)
+            os._exit(1)  # the engine did not come back; nobody is left who could be told
+
+    def _take(self, body: bytes) -> None:
+        """Queue one command; one that makes no sense is answered, and the pipe goes on."""
+        try:
+            self._deliver(decode_command(body))
+        except InvalidInput as error:
+            self._inbox.put(Failed.of(error, request_of(body)))
 
     def _deliver(self, command: Command) -> None:
         # The flag before the command: whoever handles the command lowers the flag, so it never stays up.

@@ -31,6 +31,8 @@ class CachedSequence:
     """When it was placed last, in places given out."""
     n_saved: int = 0
     """How many of its tokens are on disk as they are."""
+    n_pure: int | None = None
+    """After a shift: where the values begin that remember what was dropped; None: nowhere."""
 
 
 class PrefixCache:
@@ -52,8 +54,13 @@ class PrefixCache:
         """
         self._n_placed += 1
         limit = len(prompt) - 1
-        best = max(self._all, key=lambda sequence: self._usable(sequence, prompt, limit))
-        n_best = self._usable(best, prompt, limit)
+
+        def usable(sequence: CachedSequence) -> int:
+            pure = limit if may_shift or sequence.n_pure is None else min(limit, sequence.n_pure)
+            return self._usable(sequence.tokens, sequence.checkpoints, prompt, pure)
+
+        best = max(self._all, key=usable)
+        n_best = usable(best)
         target = self._target(best, n_best, idle)
         target.used = self._n_placed
         if may_shift and self._shift(target, prompt, limit):
@@ -65,10 +72,11 @@ class PrefixCache:
             if n_best >= _WORTH_COPYING:
                 self._engine.copy(best.index, target.index)
                 target.tokens, target.checkpoints = list(best.tokens), dict(best.checkpoints)
+                target.n_pure = best.n_pure
             target.n_saved = 0
         elif len(target.tokens) - n_best >= _WORTH_SAVING:
             self._leave(target)
-        self.cut(target, self._usable(target, prompt, limit))
+        self.cut(target, usable(target))
         return target, len(target.tokens)
 
     def cut(self, sequence: CachedSequence, length: int) -> None:
@@ -81,6 +89,8 @@ class PrefixCache:
         del sequence.tokens[length:]
         sequence.checkpoints = {at: data for at, data in sequence.checkpoints.items() if at <= length}
         sequence.n_saved = min(sequence.n_saved, length)
+        if sequence.n_pure is not None and length <= sequence.n_pure:
+            sequence.n_pure = None
 
     def heal(self, sequence: CachedSequence, n_before: int) -> None:
         """Bring mirror and cache together again after a step that failed; it began at `n_before`."""
@@ -108,12 +118,14 @@ class PrefixCache:
         if self._saved:
             self._saved.close()
 
-    def _usable(self, sequence: CachedSequence, prompt: Sequence[int], limit: int) -> int:
-        """Return how many tokens of a prompt can be taken from a sequence."""
-        n_common = min(common_prefix(sequence.tokens, prompt), limit)
-        if self._engine.goes_back or n_common == len(sequence.tokens):
+    def _usable(
+        self, tokens: Sequence[int], checkpoints: Collection[int], prompt: Sequence[int], limit: int
+    ) -> int:
+        """Return how many tokens of a prompt can be taken from a sequence that holds `tokens`."""
+        n_common = min(common_prefix(tokens, prompt), limit)
+        if self._engine.goes_back or n_common == len(tokens):
             return n_common
-        return max((at for at in sequence.checkpoints if at <= n_common), default=0)
+        return max((at for at in checkpoints if at <= n_common), default=0)
 
     def _target(self, best: CachedSequence, n_best: int, idle: Collection[CachedSequence]) -> CachedSequence:
         """Return the idle sequence to use: the best one, unless much would be lost that others spare."""
@@ -128,28 +140,36 @@ class PrefixCache:
             return False
         start = common_prefix(target.tokens, prompt)
         stop = _find(target.tokens, prompt[start : start + _NEEDLE], start)
-        if stop is None:
+        if stop is None or self._shares_beyond(target, stop):
             return False
         n_same = common_prefix(target.tokens[stop:], prompt[start:])
         self.cut(target, stop + n_same)
         self._engine.shift(target.index, start, stop)
         del target.tokens[start:stop]
         target.n_saved = min(target.n_saved, start)
+        target.n_pure = start if target.n_pure is None else min(start, target.n_pure)
         self.cut(target, limit)
         return True
+
+    def _shares_beyond(self, target: CachedSequence, stop: int) -> bool:
+        """Say whether another sequence may use the cells behind `stop`: a shift would move its own, too."""
+        others = (other for other in self._all if other is not target)
+        return any(common_prefix(other.tokens, target.tokens) > stop for other in others)
 
     def _from_disk(self, target: CachedSequence, prompt: list[int], limit: int, n_known: int) -> int:
         """Restore a saved state that holds more of a prompt than memory does; returns its length, or 0."""
         if self._saved is None or limit < _WORTH_SAVING:
             return 0
-        path, tokens = self._saved.find(prompt)
-        if path is None or min(common_prefix(tokens, prompt), limit) < n_known + _WORTH_SAVING:
+        path, n_found = self._saved.find(
+            lambda tokens, checkpoints: self._usable(tokens, checkpoints, prompt, limit)
+        )
+        if path is None or n_found < n_known + _WORTH_SAVING:
             return 0
         state = self._saved.read(path)
         if state is None:
             return 0
         self._leave(target)
-        target.tokens, target.checkpoints, target.n_saved = [], {}, 0
+        target.tokens, target.checkpoints, target.n_saved, target.n_pure = [], {}, 0, None
         if not self._engine.load(target.index, state.data):
             return 0
         if self._engine.n_cached(target.index) != len(state.tokens):
@@ -157,7 +177,7 @@ class PrefixCache:
             return 0
         target.tokens, target.checkpoints = state.tokens, state.checkpoints
         target.n_saved = len(state.tokens)
-        self.cut(target, self._usable(target, prompt, limit))
+        self.cut(target, self._usable(target.tokens, target.checkpoints, prompt, limit))
         return len(target.tokens)
 
     def _go_back(self, sequence: CachedSequence, length: int) -> int:
@@ -172,9 +192,15 @@ class PrefixCache:
         n_tokens = len(sequence.tokens)
         if self._saved is None or n_tokens < _WORTH_SAVING or n_tokens == sequence.n_saved:
             return
+        if sequence.n_pure is not None:
+            return  # another conversation with these tokens would get other values
+
+        def on_failure() -> None:
+            sequence.n_saved = 0  # on the writer's thread: the next save tries again
+
         data = self._engine.save(sequence.index)
-        self._saved.write(State(list(sequence.tokens), data, dict(sequence.checkpoints)))
         sequence.n_saved = n_tokens
+        self._saved.write(State(list(sequence.tokens), data, dict(sequence.checkpoints)), on_failure)
 
 
 def _find(tokens: list[int], needle: list[int], start: int) -> int | None:

@@ -1,6 +1,6 @@
 """The KV cache on disk: states of sequences with their tokens, checksummed, least recently used first out.
 
-    EQKV1\\n  header length (u32 LE)  header (JSON)  tokens (i32 LE each)  state  checkpoints
+    EQKV2\\n  header length (u32 LE)  header (JSON)  tokens (i32 LE each)  state  checkpoints
 
 Owns the folder and the format; the states themselves mean something to the engine alone. Whatever is wrong
 with a file costs a line in the log and a normal prefill, never an error.
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ import msgspec
 
 from edgeqwen.text import clean_line
 
-_MAGIC = b"EQKV1\n"
+_MAGIC = b"EQKV2\n"
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER = 1 << 16
 _MAX_TOKENS = 1 << 24
@@ -39,6 +39,7 @@ class _Header(msgspec.Struct, frozen=True):
     state_bytes: int
     checkpoints: dict[int, int]
     """Bytes by position."""
+    tokens_sha256: str
     sha256: str
     """Of everything behind the header."""
 
@@ -56,29 +57,47 @@ class State:
         return 4 * len(self.tokens) + len(self.data) + sum(map(len, self.checkpoints.values()))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is kept in memory of a file."""
+
+    tokens: array[int]
+    checkpoints: tuple[int, ...]
+
+
+class _ForeignError(ValueError):
+    """The file is whole, and for somebody else."""
+
+
 class SavedStates:
     """The saved sequences of one engine: those with its `key`, which names all that must be the same."""
 
     def __init__(self, folder: Path, key: str, max_bytes: int) -> None:
         self._folder, self._key, self._max_bytes = folder, key, max_bytes
-        self._index: dict[Path, array[int]] | None = None
+        self._index: dict[Path, _Known] = {}
+        self._seen: set[Path] = set()
+        """Every file that was looked at, so that each strange one is told of once."""
+        self._folder_stamp = -1
         self._lock = threading.Lock()  # of the index
         self._writer = ThreadPoolExecutor(1)
 
-    def find(self, prompt: Sequence[int]) -> tuple[Path | None, list[int]]:
-        """Return the saved sequence that shares the longest beginning with a prompt, and its tokens."""
-        best: tuple[int, Path | None, array[int]] = (0, None, array("i"))
-        for path, tokens in self._known():
-            n_common = common_prefix(tokens, prompt)
-            if n_common > best[0]:
-                best = (n_common, path, tokens)
-        return best[1], list(best[2])
+    def find(self, usable: Callable[[Sequence[int], Collection[int]], int]) -> tuple[Path | None, int]:
+        """Return the saved sequence of which most can be used, and how much.
+
+        `usable` gets a sequence's tokens and the positions of its checkpoints.
+        """
+        best: tuple[Path | None, int] = (None, 0)
+        for path, known in self._known():
+            n_usable = usable(known.tokens, known.checkpoints)
+            if n_usable > best[1]:
+                best = (path, n_usable)
+        return best
 
     def read(self, path: Path) -> State | None:
         """Return a saved sequence, or None when it turns out to be damaged, which is told in the log."""
         try:
             with path.open("rb") as file:
-                header = self._read_header(file, path)
+                header = self._read_header(file)
                 body = file.read()
             if hashlib.sha256(body).hexdigest() != header.sha256:
                 raise ValueError("its checksum is wrong")
@@ -89,30 +108,48 @@ class SavedStates:
             self._forget(path, error)
             return None
 
-    def write(self, state: State) -> None:
-        """Save a sequence in the background; one write at a time."""
+    def write(self, state: State, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Save a sequence in the background; one write at a time. `on_failure` is called over there."""
         if state.size <= self._max_bytes:
-            self._writer.submit(self._write, state)
+            self._writer.submit(self._try_to_write, state, on_failure)
 
     def close(self) -> None:
         """Return when everything is on disk; nothing can be written after it."""
         self._writer.shutdown()
 
-    def _known(self) -> list[tuple[Path, array[int]]]:
+    def _known(self) -> list[tuple[Path, _Known]]:
+        """Return what is there now: other workers may write into the same folder."""
         with self._lock:
-            if self._index is None:
-                self._index = dict(self._read_index())
+            stamp = _stamp(self._folder)
+            if stamp != self._folder_stamp:
+                self._folder_stamp = stamp
+                files = _files(self._folder)
+                self._index = {path: self._index[path] for path in files if path in self._index}
+                self._index |= self._read_new([path for path in files if path not in self._seen])
+                self._seen = set(files)
             return list(self._index.items())
 
-    def _read_index(self) -> Iterator[tuple[Path, array[int]]]:
-        for path in _files(self._folder):
-            with suppress(OSError, ValueError, msgspec.DecodeError), path.open("rb") as file:
-                header = self._read_header(file, path)
-                tokens = array("i")
-                tokens.frombytes(file.read(4 * header.n_tokens))
-                yield path, tokens
+    def _read_new(self, paths: Sequence[Path]) -> dict[Path, _Known]:
+        found: dict[Path, _Known] = {}
+        n_foreign = 0
+        for path in paths:
+            try:
+                with path.open("rb") as file:
+                    header = self._read_header(file)
+                    tokens = array("i")
+                    tokens.frombytes(file.read(4 * header.n_tokens))
+                if hashlib.sha256(tokens.tobytes()).hexdigest() != header.tokens_sha256:
+                    raise ValueError("its tokens are damaged")
+                found[path] = _Known(tokens, tuple(header.checkpoints))
+            except _ForeignError:
+                n_foreign += 1
+            except (OSError, ValueError, msgspec.DecodeError) as error:
+                _log(f"the saved KV cache {path.name} is not used: {error}")
+        if n_foreign:
+            _log(f"{n_foreign} saved KV caches belong to other models, settings or versions")
+        return found
 
-    def _read_header(self, file: BinaryIO, path: Path) -> _Header:
+    def _read_header(self, file: BinaryIO) -> _Header:
         """Read the header of an open file. Raises ValueError when it is not one of ours, whole and for us."""
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("it is no saved KV cache")
@@ -121,22 +158,34 @@ class SavedStates:
             raise ValueError("its header is too long")
         header = msgspec.json.decode(file.read(length), type=_Header)
         if header.key != self._key:
-            raise ValueError("it belongs to another model, setting or version")
+            raise _ForeignError("it belongs to another model, setting or version")
         if not 0 < header.n_tokens <= _MAX_TOKENS or header.state_bytes < 0:
             raise ValueError("its header makes no sense")
         body = 4 * header.n_tokens + header.state_bytes + sum(header.checkpoints.values())
-        if path.stat().st_size != file.tell() + body or min(header.checkpoints.values(), default=0) < 0:
+        if (
+            os.fstat(file.fileno()).st_size != file.tell() + body
+            or min(header.checkpoints.values(), default=0) < 0
+        ):
             raise ValueError("it is cut off")
         return header
 
+    def _try_to_write(self, state: State, on_failure: Callable[[], None]) -> None:
+        try:
+            self._write(state)
+        except OSError as error:
+            _log(f"the KV cache could not be saved: {error.strerror or error}")
+            on_failure()
+
     def _write(self, state: State) -> None:
+        """Write one file under its final name. Raises OSError."""
         tokens = array("i", state.tokens)
         parts = [tokens.tobytes(), state.data, *state.checkpoints.values()]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
         sizes = {position: len(data) for position, data in state.checkpoints.items()}
-        header = _Header(self._key, len(tokens), len(state.data), sizes, digest.hexdigest())
+        tokens_sha256 = hashlib.sha256(parts[0]).hexdigest()
+        header = _Header(self._key, len(tokens), len(state.data), sizes, tokens_sha256, digest.hexdigest())
         raw = msgspec.json.encode(header)
         name = hashlib.sha256(self._key.encode() + parts[0]).hexdigest()[:32]
         path, temporary = self._folder / f"{name}.kv", self._folder / f"{name}.{os.getpid()}.part"
@@ -148,31 +197,23 @@ class SavedStates:
                 for part in (_MAGIC, _LENGTH.pack(len(raw)), raw, *parts):
                     file.write(part)
             temporary.replace(path)
-        except OSError as error:
-            _log(f"the KV cache could not be saved: {error.strerror or error}")
+        except OSError:
             with suppress(OSError):
                 temporary.unlink()
-            return
-        self._replace_beginnings(path, tokens)
-
-    def _replace_beginnings(self, path: Path, tokens: array[int]) -> None:
-        """Note a new file, and remove those that hold no more than its beginning."""
-        for other, held in self._known():
+            raise
+        for other, known in self._known():  # those that hold no more than the beginning of this one
+            held = known.tokens
             if other != path and len(held) <= len(tokens) and common_prefix(held, tokens) == len(held):
                 self._remove(other)
-        with self._lock:
-            if self._index is not None:
-                self._index[path] = tokens
 
     def _remove(self, path: Path) -> None:
         with self._lock:
-            if self._index is not None:
-                self._index.pop(path, None)
+            self._index.pop(path, None)
         with suppress(OSError):
             path.unlink()
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove the files that were not used for longest until there is room for a new one."""
+        """Remove files that are none of ours, then those not used for longest, until a new one has room."""
         files = []
         for stale in self._folder.glob("*.part"):  # of a process that was killed while it wrote
             with suppress(OSError):
@@ -181,9 +222,9 @@ class SavedStates:
         for path in _files(self._folder):
             with suppress(OSError):
                 status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(size for _, size, _ in files) + n_bytes
-        for _, size, path in sorted(files):
+                files.append((_is_ours(path), status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, _, size, _ in files) + n_bytes
+        for _, _, size, path in sorted(files):
             if total <= self._max_bytes:
                 return
             self._remove(path)
@@ -192,6 +233,19 @@ class SavedStates:
     def _forget(self, path: Path, error: Exception) -> None:
         _log(f"a saved KV cache cannot be used: {error}")
         self._remove(path)
+
+
+def _stamp(folder: Path) -> int:
+    """Return what changes whenever a file comes or goes."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _parse(header: _Header, body: bytes) -> State:

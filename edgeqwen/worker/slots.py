@@ -152,6 +152,8 @@ class Scheduler:
         job.checkpoints = self._checkpoints(job.prompt)
         job.sampler = self._engine.open_sampler(job.request.sampler, job.seed)
         slot.goal, slot.job = list(job.prompt), job
+        if job.wants_answer:
+            self._close_thinking(slot, job)
         self._note_running()
         return Started(
             id=job.request.id,
@@ -233,8 +235,8 @@ class Scheduler:
         """Put the end of the thinking block where the next token would be; the answer follows it."""
         for token in self._engine.tokenize(CLOSING, special=True):
             slot.goal.append(token)
-            job.say(self._engine.piece(token))
-        job.thinking.inside = False  # also where a stop string holds the text back
+            job.inject(self._engine.piece(token))
+        job.thinking.inside = False
 
     def _tell_prefill(self, slot: Slot, job: Job) -> list[Event]:
         done = min(len(slot.tokens), len(job.prompt))

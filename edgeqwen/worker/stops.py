@@ -25,6 +25,12 @@ class TextStream:
         """Take the bytes of a token and return the text that is certain by now."""
         return self._release(self._decoder.decode(piece), last=False)
 
+    def inject(self, text: str) -> str:
+        """Return what was held back and `text` after it, which no stop string is looked for in."""
+        held, self._held = self._held + clean(self._decoder.decode(b"", True)), ""
+        self._decoder.reset()
+        return held + text
+
     def finish(self) -> str:
         """Return what was held back, once no more tokens come."""
         return self._release(self._decoder.decode(b"", True), last=True)

@@ -165,7 +165,7 @@ def test_hostile_headers_are_a_failed_download(hub: Hub, kind: str, headers: dic
     assert (done.code, "Traceback" in done.err, "inside edgeqwen" in done.err) == (0, False, False), done
 
 
-@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"sha": 3}', b"\xff"])
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"sha": 3}', b"\xff"], ids=range(3))
 def test_hostile_listings_are_a_failed_download(hub: Hub, body: bytes) -> None:
     hub.answers[f"/api/models/{REPO}"] = body
     refused(edgeqwen("pull", f"hf:{REPO}:q8_0"), 5)

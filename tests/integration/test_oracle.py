@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgeqwen.engine.protocol import (
@@ -213,6 +214,28 @@ def test_a_shared_system_prompt_is_read_once(models: Path, arch: str) -> None:
             assert asked.started[number].cached_tokens > len(SYSTEM) * 0.8, "a token is about a byte here"
         for number, prompt in asked.prompts.items():
             Oracle(fresh).check(prompt, asked.answers[number], asked.scores[number])
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
+def test_dropping_turns_of_one_leaves_those_who_share_its_cells_alone(models: Path, arch: str) -> None:
+    path = models / f"{arch}.gguf"
+    said = ["Tell me of the sea, " * 12, "It is deep. " * 12, "And the land? " * 6]
+    with engine(path, n_slots=2, n_ctx=768) as real, engine(path) as fresh:
+        asked = Asked(real)
+        asked.submit(request(1, conversation(random.Random(0), said), 20))
+        asked.run()
+        for number in (2, 3):  # both slots hold the same beginning now
+            asked.submit(request(number, conversation(random.Random(0), said), 20))
+        asked.run()
+        longer = [*said, "x" * 20, "More, please. " * 20]
+        drops = msgspec.structs.replace(request(4, conversation(random.Random(1), longer), 20))
+        asked.submit(msgspec.structs.replace(drops, overflow="drop-oldest"))
+        asked.run()
+        assert asked.started[4].dropped is not None
+        asked.submit(request(5, conversation(random.Random(0), [*said, "so", "Go on."]), 20))
+        asked.run()
+        for number in (1, 2, 3, 5):
+            Oracle(fresh).check(asked.prompts[number], asked.answers[number], asked.scores[number])
 
 
 def test_a_hybrid_goes_back_to_where_the_question_began(models: Path) -> None:

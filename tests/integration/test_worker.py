@@ -19,7 +19,7 @@ from edgeqwen.chat.session import Session
 from edgeqwen.chat.thinking import Delta
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Generate, LoadParams, TextDelta
-from edgeqwen.errors import ContextOverflow, EngineError, LoadFailed, WorkerLost
+from edgeqwen.errors import ContextOverflow, EngineBusy, EngineError, InvalidInput, LoadFailed, WorkerLost
 from tests.support.asking import ask, script, user
 from tests.support.tiny import write_model
 
@@ -156,6 +156,39 @@ async def test_nonsense_on_the_pipe_ends_the_worker_in_order(tmp_path: Path) -> 
     assert process.returncode == 0
     assert out == b""
     assert b"announced a frame" in log
+
+
+async def test_a_frame_with_a_wrong_value_costs_one_request_and_not_the_worker(tmp_path: Path) -> None:
+    async with WorkerClient(tmp_path / "logs") as client:
+        await client.load(scripted(script(tmp_path, pieces=["fine"])))
+        bad = Generate(id=client.next_id(), messages=user("x"), overflow="gone")  # type: ignore[arg-type]
+        async with aclosing(client.generate(bad)) as events:
+            with pytest.raises(InvalidInput, match="cannot be asked"):
+                await anext(events)
+        assert (await ask(client, "x")).text == "fine"
+
+
+async def test_the_worker_takes_no_module_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "msgspec.py").write_text("open('taken', 'w')\nraise ImportError")
+    monkeypatch.chdir(tmp_path)
+    async with WorkerClient(tmp_path / "logs") as client:
+        await client.load(scripted(script(tmp_path, pieces=["fine"])))
+        assert (await ask(client, "x")).text == "fine"
+    assert not (tmp_path / "taken").exists()
+
+
+async def test_one_conversation_has_one_turn_at_a_time(tmp_path: Path) -> None:
+    async with WorkerClient(tmp_path / "logs") as client:
+        await client.load(scripted(script(tmp_path, pieces=["a"] * 20, delay_s=0.01)))
+        session = Session(client)
+        first = asyncio.create_task(hear(session, "one"))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineBusy):
+            await hear(session, "two")
+        assert await first == "a" * 20
+        assert [message.text for message in session.conversation.branch()] == ["one", "a" * 20]
 
 
 async def test_a_worker_is_asked_for_things_in_the_wrong_order(tmp_path: Path) -> None:

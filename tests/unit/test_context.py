@@ -62,10 +62,42 @@ def test_system_and_the_last_question_always_stay(policy: Overflow) -> None:
 
 def test_thinking_goes_and_the_answers_stay() -> None:
     said = chat("q", "<think>\nlong\n</think>\n\nanswer", "q2", "no <think> here", "q3")
-    kept, dropped = fit(said, "drop-thinking", 10, count)
+    kept, dropped = fit(said, "drop-thinking", 90, count)
     assert texts(kept) == ["q", "answer", "q2", "no <think> here", "q3"]
     assert dropped is not None
-    assert dropped.messages == (1,)
+    assert (dropped.messages, dropped.thinking_of) == ((), (1,))
+
+
+def test_where_thinking_is_not_enough_the_oldest_turns_go_too() -> None:
+    said = chat("q" * 50, "<think>\nlong\n</think>\n\nanswer", "q2", "<think>x</think>two", "q3")
+    kept, dropped = fit(said, "drop-thinking", 50, count)
+    assert texts(kept) == ["q2", "two", "q3"]
+    assert dropped is not None
+    assert (dropped.messages, dropped.thinking_of) == ((0, 1), (3,))
+
+
+def test_turns_go_in_blocks_so_that_the_next_turn_drops_the_same() -> None:
+    said = chat(*("x" * 30 for _ in range(41)))
+    first = fit(said, "drop-oldest", 1200, count, 400)[1]
+    second = fit([*said, *chat("y" * 30, "z" * 30)], "drop-oldest", 1200, count, 400)[1]
+    assert first is not None
+    assert second is not None
+    assert first.messages == second.messages
+    assert first.n_tokens >= 400
+
+
+def test_a_very_long_chat_is_counted_a_few_times_only() -> None:
+    said = chat(*("x" * (index % 90) for index in range(2001)))
+    n_counts = 0
+
+    def counting(messages: Sequence[ChatMessage]) -> int:
+        nonlocal n_counts
+        n_counts += 1
+        return count(messages)
+
+    kept, _ = fit(said, "drop-oldest", 2000, counting, 500)
+    assert 1000 < count(kept) <= 2000
+    assert n_counts < 12
 
 
 @pytest.mark.parametrize(

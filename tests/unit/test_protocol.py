@@ -82,10 +82,49 @@ def test_a_frame_that_is_too_long_is_not_sent() -> None:
         p.encode(p.TextDelta(id=1, text="x" * (p.MAX_FRAME + 1)))
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"type":"gone"}', b"\xff", b'{"type":"cancel"}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff"], ids=range(3))
 def test_what_is_no_frame_is_refused(body: bytes) -> None:
     with pytest.raises(EngineError, match="no frame"):
         p.decode_command(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b'{"type":"gone"}', b'{"type":"cancel"}', b'{"type":"cancel","id":"x"}']
+)
+def test_what_cannot_be_asked_is_bad_input(body: bytes) -> None:
+    with pytest.raises(InvalidInput, match="cannot be asked"):
+        p.decode_command(body)
+    assert p.request_of(body) is None
+
+
+def test_a_wrong_request_still_says_whose_it_is() -> None:
+    assert p.request_of(b'{"type":"generate","id":7,"sampler":{"temperature":99}}') == 7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_ctx": 0},
+        {"n_ctx": 1 << 31},
+        {"n_ctx": 1 << 40},
+        {"n_ctx": 1 << 30, "n_slots": 4},
+        {"n_slots": 0},
+        {"n_batch": -5},
+        {"n_threads": 0},
+        {"n_threads": 999},
+        {"kv_type": "q5"},
+        {"kv_type_v": "f64"},
+        {"n_gpu_layers": -2},
+    ],
+)
+def test_loads_without_a_meaning_are_refused_before_a_process_starts(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        p.LoadParams(paths=("m.gguf",), **wrong)
+
+
+def test_text_that_cannot_be_encoded_is_bad_input() -> None:
+    with pytest.raises(InvalidInput, match="UTF-8"):
+        p.encode(p.TextDelta(id=1, text="\udcff"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeqwen.worker.saved import SavedStates, State
+from edgeqwen.worker.saved import SavedStates, State, common_prefix
 
 STATE = State(list(range(200)), os.urandom(5000), {50: b"fifty", 100: b"a hundred"})
 
@@ -27,9 +27,9 @@ def write(folder: Path, *states: State, **settings: object) -> None:
 
 def read(folder: Path, prompt: list[int], key: str = "key") -> State | None:
     store = saved(folder, key)
-    path, tokens = store.find(prompt)
+    path, n_usable = store.find(lambda tokens, checkpoints: common_prefix(tokens, prompt))
     state = store.read(path) if path else None
-    assert state is None or state.tokens == tokens
+    assert state is None or common_prefix(state.tokens, prompt) == n_usable
     store.close()
     return state
 
@@ -46,7 +46,7 @@ def test_the_longest_beginning_is_found_and_shorter_ones_are_replaced(tmp_path: 
     write(tmp_path, STATE, other)
     longer = State([*range(250)], b"longer")
     store = saved(tmp_path)
-    store.find([1])
+    store.find(lambda tokens, checkpoints: 0)
     store.write(longer)
     store.close()
     assert len(list(tmp_path.iterdir())) == 2
@@ -84,6 +84,41 @@ def test_a_damaged_file_is_as_good_as_none(
         file.write_bytes(harm(whole, rng))
         found = read(tmp_path, STATE.tokens)
         assert found is None or found == STATE
+
+
+def test_strange_files_are_told_of_once_and_go_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, STATE)
+    write(tmp_path, State([7] * 200, b"other"), key="another")
+    with (tmp_path / "junk.kv").open("wb") as file:
+        file.truncate(2 << 30)
+    assert read(tmp_path, STATE.tokens) == STATE
+    told = capsys.readouterr().err
+    assert told.count("junk.kv is not used: it is no saved KV cache") == 1
+    assert "1 saved KV caches belong to other models" in told
+    write(tmp_path, State([9] * 150, b"new"))
+    assert not (tmp_path / "junk.kv").exists()
+    assert read(tmp_path, STATE.tokens) == STATE
+
+
+def test_what_another_process_saves_is_found(tmp_path: Path) -> None:
+    store = saved(tmp_path)
+    nothing = store.find(lambda tokens, checkpoints: len(tokens))
+    write(tmp_path, STATE)
+    found = store.find(lambda tokens, checkpoints: len(tokens))
+    store.close()
+    assert nothing == (None, 0)
+    assert found[1] == len(STATE.tokens)
+
+
+def test_a_failed_save_is_told_to_whoever_asked_for_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed: list[bool] = []
+    store = saved(tmp_path / "file" / "kv")
+    store.write(STATE, lambda: failed.append(True))
+    store.close()
+    assert failed == [True]
 
 
 def test_a_sparse_monster_costs_nothing(tmp_path: Path) -> None:

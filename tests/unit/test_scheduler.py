@@ -186,6 +186,24 @@ def test_a_budget_closes_the_thinking_and_the_answer_follows(make: Make) -> None
     assert finished(events).stats.completion_tokens <= 6
 
 
+def test_a_budget_of_nothing_thinks_nothing(make: Make) -> None:
+    scheduler, _ = make(pieces=["yes"], template=THINKING)
+    scheduler.submit(Generate(id=1, messages=user("hi"), thinking_budget=0))
+    events = run(scheduler)
+    assert said(events).startswith("\n</think>\n\n")
+    assert finished(events).stats.thinking_tokens == 0
+
+
+@pytest.mark.parametrize("stop", ["\n", "\n\n", "</think>"])
+def test_stop_strings_do_not_look_at_the_closing_that_is_put_in(make: Make, stop: str) -> None:
+    scheduler, _ = make(pieces=["hm "] * 4, template=THINKING)
+    sampler = SamplerParams(max_tokens=4, stop=(stop,))
+    scheduler.submit(Generate(id=1, messages=user("hi"), sampler=sampler, thinking_budget=2))
+    events = run(scheduler)
+    assert said(events).startswith("hm hm \n</think>\n\n")
+    assert finished(events).stop_reason != "stop"
+
+
 def test_answer_now_closes_the_thinking_that_runs(make: Make) -> None:
     scheduler, _ = make(pieces=["hm "] * 50, template=THINKING)
     scheduler.submit(request(1))

@@ -1,0 +1,204 @@
+"""The chat on the desk: one conversation, the model that answers it, and the history that keeps it.
+
+What a front end with chats does, without a screen: ask, ask again, go to another branch, open another chat,
+switch the model. Everything said is saved as it comes; a disk that refuses is told and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from edgeqwen.chat.conversation import Conversation, Message
+from edgeqwen.chat.history import History
+from edgeqwen.chat.host import Loaded, ModelHost, Progress
+from edgeqwen.chat.loading import LoadOptions
+from edgeqwen.chat.sampling import plan_turns
+from edgeqwen.chat.session import Session
+from edgeqwen.chat.thinking import Delta
+from edgeqwen.engine.protocol import Overflow, Prefill
+from edgeqwen.errors import InvalidInput, StoreError
+
+_DRAFT_EVERY_S = 1.0
+Piece = Delta | Prefill
+
+
+class Desk:
+    """One conversation at a time; lives as long as the front end."""
+
+    def __init__(self, host: ModelHost, history: History, tell: Callable[[str], None]) -> None:
+        """`tell` gets what is not as it should be, a sentence each."""
+        self.host, self.history, self._tell = host, history, tell
+        self.session = Session(host.client)
+        self.chat: int | None = None
+        """Its id in the history; None until something was said."""
+        self.think: bool | None = None
+        """As asked for; None follows the model card."""
+        self.sampler: dict[str, Any] = {}
+        """Fields of SamplerParams that were set by hand, over the model card's."""
+        self.is_answering = False
+        self._draft_at = 0.0
+        self._refused = False
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.session.conversation
+
+    @property
+    def overflow(self) -> Overflow:
+        return self.session.overflow
+
+    # ------------------------------------------------------------------ the model
+
+    async def load(self, ref: str, options: LoadOptions, progress: Progress) -> Loaded:
+        """Load a model; the conversation stays. Raises what ModelHost.find and .open raise."""
+        located = await asyncio.to_thread(self.host.find, ref)
+        loaded = await self.host.open(located, options, progress)
+        self.session.client, self.session.model = self.host.client, loaded.name
+        self.apply_settings()
+        return loaded
+
+    def apply_settings(self) -> None:
+        """Make the session sample as the model card, the mode and `sampler` say. Raises InvalidInput."""
+        if self.host.loaded is None:
+            return
+        plan = plan_turns(self.host.loaded.located.model, self.think, self.sampler)
+        self.session.sampler, self.session.think = plan.sampler, plan.think
+        if plan.notice:
+            self._tell(plan.notice)
+
+    # ------------------------------------------------------------------ the conversation
+
+    async def ask(self, text: str) -> AsyncGenerator[Piece]:
+        """Say something and yield the answer as it comes. Raises what Session.answer raises.
+
+        The question is kept even where no answer comes, so that it can be asked again.
+        """
+        self._check_idle()
+        branch = self.conversation.branch()
+        if (
+            branch and branch[-1].role == "user"
+        ):  # it got no answer, and two questions in a row confuse models
+            self.conversation.go_back_to(branch[-1].parent)
+        self.conversation.add("user", text)
+        await self._save(title=text)
+        async with aclosing(self._answer()) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def regenerate(self, answer: int | None = None) -> AsyncGenerator[Piece]:
+        """Answer a question once more, the last one or that of `answer`; the old answer stays beside it."""
+        self._check_idle()
+        branch = self.conversation.branch()
+        messages = self.conversation.messages
+        if answer is not None:
+            question = messages[answer].parent
+        else:
+            question = next((message.id for message in reversed(branch) if message.role == "user"), None)
+        if question is None:
+            raise InvalidInput("there is no question to answer yet")
+        self.conversation.go_back_to(question)
+        async with aclosing(self._answer()) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def edit(self, message: int, text: str) -> AsyncGenerator[Piece]:
+        """Ask something else instead of an earlier question; what followed that one stays as a branch."""
+        self._check_idle()
+        self.conversation.go_back_to(self.conversation.messages[message].parent)
+        async with aclosing(self.ask(text)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def stop(self) -> None:
+        """Stop the answer that comes; what it said stays. Raises WorkerLost."""
+        await self.session.cancel()
+
+    async def switch_branch(self, message: int, step: int) -> Message:
+        """Go to the next or previous alternative of a message and return it."""
+        self._check_idle()
+        siblings = [sibling.id for sibling in self.conversation.siblings(message)]
+        target = siblings[(siblings.index(message) + step) % len(siblings)]
+        self.conversation.switch_to(target)
+        await self._save()
+        return self.conversation.messages[target]
+
+    async def delete_from(self, message: int) -> None:
+        """Take a message and what follows it out of the branch in use; nothing is destroyed."""
+        self._check_idle()
+        self.conversation.go_back_to(self.conversation.messages[message].parent)
+        await self._save()
+
+    def new(self, system: str = "") -> None:
+        """Begin another chat."""
+        self._check_idle()
+        self.session.conversation, self.session.reply, self.chat = Conversation(system), None, None
+
+    async def open(self, chat: int) -> None:
+        """Put a chat of the history on the desk. Raises NotFound, StoreError."""
+        self._check_idle()
+        conversation = await asyncio.to_thread(self.history.load, chat)
+        self.session.conversation, self.session.reply, self.chat = conversation, None, chat
+
+    async def set_system(self, system: str) -> None:
+        """Change the system prompt of the chat from here on."""
+        self.conversation.system = system
+        if self.chat is not None:
+            await self._save()
+
+    # ------------------------------------------------------------------
+
+    def _check_idle(self) -> None:
+        if self.is_answering:
+            raise InvalidInput("an answer is coming; stop it first")
+
+    async def _answer(self) -> AsyncGenerator[Piece]:
+        self.is_answering = True
+        try:
+            async with aclosing(self.session.answer()) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    await self._save_draft()
+        finally:
+            self.is_answering = False
+            reply = self.session.reply
+            if reply and reply.finished:
+                self.host.remember_memory(reply.finished.stats)
+            await self._save()
+
+    async def _save(self, title: str = "") -> None:
+        """Save the conversation; a failure is told once and made good by the next save that succeeds."""
+        try:
+            if self.chat is None:
+                if not self.conversation.messages:
+                    return
+                first = title or next(iter(self.conversation.messages.values())).text
+                self.chat = await asyncio.to_thread(self.history.create, self.conversation, first)
+            else:
+                await asyncio.to_thread(self.history.save, self.chat, self.conversation)
+        except StoreError as error:
+            self._tell_refusal(error)
+        else:
+            if self._refused:
+                self._refused = False
+                self._tell("the chat is saved again")
+
+    async def _save_draft(self) -> None:
+        now, reply = time.monotonic(), self.session.reply
+        if reply is None or self.chat is None or now - self._draft_at < _DRAFT_EVERY_S:
+            return
+        self._draft_at = now
+        try:
+            await asyncio.to_thread(
+                self.history.save_draft, self.chat, self.conversation, reply.text, reply.thinking
+            )
+        except StoreError as error:
+            self._tell_refusal(error)
+
+    def _tell_refusal(self, error: StoreError) -> None:
+        if not self._refused:
+            self._refused = True
+            self._tell(f"{error.message}; the chat stays here meanwhile")

@@ -1,0 +1,318 @@
+"""All chats of one user, in one SQLite file: kept as they are said, found by their words.
+
+Owns the file and its schema. Messages are only ever added; an answer that grows is a draft, which becomes a
+message when it ends, or when the file is opened after a crash. Blocking; call it from a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from edgeqwen.chat.conversation import Conversation, Made, Message
+from edgeqwen.errors import NotFound, StoreError
+from edgeqwen.text import clean_line
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE chat (
+  id INTEGER PRIMARY KEY, title TEXT NOT NULL, system TEXT NOT NULL, head INTEGER,
+  created REAL NOT NULL, updated REAL NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, deleted REAL
+);
+CREATE INDEX chat_updated ON chat (pinned DESC, updated DESC);
+CREATE TABLE message (
+  row INTEGER PRIMARY KEY, chat INTEGER NOT NULL REFERENCES chat ON DELETE CASCADE, id INTEGER NOT NULL,
+  parent INTEGER, role TEXT NOT NULL, text TEXT NOT NULL, thinking TEXT NOT NULL, complete INTEGER NOT NULL,
+  made TEXT, said REAL NOT NULL, UNIQUE (chat, id)
+);
+CREATE TABLE draft (
+  chat INTEGER PRIMARY KEY REFERENCES chat ON DELETE CASCADE, id INTEGER NOT NULL, parent INTEGER,
+  text TEXT NOT NULL, thinking TEXT NOT NULL, pid INTEGER NOT NULL
+);
+CREATE VIRTUAL TABLE words USING fts5(text, content='message', content_rowid='row', tokenize='trigram');
+CREATE TRIGGER message_added AFTER INSERT ON message BEGIN
+  INSERT INTO words (rowid, text) VALUES (new.row, new.text);
+END;
+CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
+  INSERT INTO words (words, rowid, text) VALUES ('delete', old.row, old.text);
+END;
+"""
+_TITLE = 60  # characters
+_UNDO_S = 7 * 24 * 3600.0  # deleted chats can be brought back for so long
+_CODECS: tuple[msgspec.json.Encoder, msgspec.json.Decoder[Made]] = (
+    msgspec.json.Encoder(),
+    msgspec.json.Decoder(Made),
+)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One chat in a list."""
+
+    id: int
+    title: str
+    updated: float
+    """Seconds since 1970."""
+    is_pinned: bool
+    n_messages: int
+
+
+class History:
+    """An open history; `notice` says what was wrong with the file, if anything was."""
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.time) -> None:
+        """Open the file, or begin one. One that cannot be read is kept aside. Raises StoreError."""
+        self._file, self._clock = file, clock
+        self._lock = threading.RLock()
+        self.notice: str | None = None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._db = self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise _failure(error, file) from error
+        self._end_drafts()
+
+    def close(self) -> None:
+        """Close the file; chats deleted more than a week ago go for good."""
+        with self._changing() as db:
+            db.execute("DELETE FROM chat WHERE deleted < ?", (self._clock() - _UNDO_S,))
+        self._db.close()
+
+    def create(self, conversation: Conversation, title: str) -> int:
+        """Begin a chat and return its id; its messages are saved with it."""
+        now = self._clock()
+        with self._changing() as db:
+            row = db.execute(
+                "INSERT INTO chat (title, system, created, updated) VALUES (?, ?, ?, ?)",
+                (title_of(title), conversation.system, now, now),
+            )
+        assert row.lastrowid is not None
+        self.save(row.lastrowid, conversation)
+        return row.lastrowid
+
+    def save(self, chat: int, conversation: Conversation) -> None:
+        """Save what of a conversation is not there yet, and which branch is in use."""
+        with self._changing() as db:
+            known = {id_ for (id_,) in db.execute("SELECT id FROM message WHERE chat = ?", (chat,))}
+            now = self._clock()
+            news = [message for id_, message in sorted(conversation.messages.items()) if id_ not in known]
+            db.executemany(
+                "INSERT INTO message (chat, id, parent, role, text, thinking, complete, made, said)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_message_row(chat, message, now) for message in news],
+            )
+            db.execute("DELETE FROM draft WHERE chat = ?", (chat,))
+            db.execute(
+                "UPDATE chat SET head = ?, system = ?, updated = CASE WHEN ? THEN ? ELSE updated END"
+                " WHERE id = ?",
+                (conversation.head, conversation.system, bool(news), now, chat),
+            )
+
+    def save_draft(self, chat: int, conversation: Conversation, text: str, thinking: str) -> None:
+        """Save an answer as far as it has come; it follows the conversation's head."""
+        pid = os.getpid()
+        with self._changing() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO draft (chat, id, parent, text, thinking, pid)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (chat, conversation.next_id, conversation.head, _storable(text), _storable(thinking), pid),
+            )
+
+    def load(self, chat: int) -> Conversation:
+        """Return a chat's conversation. Raises NotFound, StoreError."""
+        with self._reading() as db:
+            found = db.execute("SELECT system, head FROM chat WHERE id = ?", (chat,)).fetchone()
+            if found is None:
+                raise NotFound(f"there is no chat {chat}")
+            rows = db.execute(
+                "SELECT id, parent, role, text, thinking, complete, made FROM message WHERE chat = ?"
+                " ORDER BY id",
+                (chat,),
+            ).fetchall()
+        messages = {row[0]: _message(row) for row in rows}
+        return Conversation(found[0], messages, found[1] if found[1] in messages else None)
+
+    def chats(self, limit: int = 1000) -> list[Chat]:
+        """Return the chats, pinned ones first, then the newest."""
+        return self._chats("chat.deleted IS NULL", (), limit)
+
+    def search(self, text: str, limit: int = 100) -> list[Chat]:
+        """Return the chats in which every word of `text` occurs in one message, or in the title.
+
+        The index knows runs of three characters; shorter words, as most Chinese ones are, are looked for in
+        what it leaves, or in everything.
+        """
+        words = text.lower().split()
+        if not words:
+            return self.chats(limit)
+        long = [word for word in words if len(word) >= 3]
+        conditions, values = [], []
+        if long:
+            conditions.append("message.row IN (SELECT rowid FROM words WHERE words MATCH ?)")
+            values.append(" ".join('"' + word.replace('"', '""') + '"' for word in long))
+        for word in words:
+            if len(word) < 3:
+                conditions.append("instr(lower(message.text), ?) > 0")
+                values.append(word)
+        inside = f"chat.id IN (SELECT chat FROM message WHERE {' AND '.join(conditions)})"
+        titled = " AND ".join("instr(lower(chat.title), ?) > 0" for _ in words)
+        condition = f"chat.deleted IS NULL AND ({inside} OR ({titled}))"
+        return self._chats(condition, (*values, *words), limit)
+
+    def rename(self, chat: int, title: str) -> None:
+        self._set(chat, "title", title_of(title))
+
+    def pin(self, chat: int, *, is_pinned: bool) -> None:
+        self._set(chat, "pinned", int(is_pinned))
+
+    def delete(self, chat: int) -> None:
+        """Hide a chat; `restore` brings it back within a week."""
+        self._set(chat, "deleted", self._clock())
+
+    def restore(self, chat: int) -> None:
+        self._set(chat, "deleted", None)
+
+    def title(self, chat: int) -> str:
+        """Return a chat's title. Raises NotFound."""
+        with self._reading() as db:
+            found = db.execute("SELECT title FROM chat WHERE id = ?", (chat,)).fetchone()
+        if found is None:
+            raise NotFound(f"there is no chat {chat}")
+        return str(found[0])
+
+    def _set(self, chat: int, column: str, value: object) -> None:
+        with self._changing() as db:
+            if db.execute(f"UPDATE chat SET {column} = ? WHERE id = ?", (value, chat)).rowcount == 0:
+                raise NotFound(f"there is no chat {chat}")
+
+    def _chats(self, condition: str, values: Sequence[object], limit: int) -> list[Chat]:
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT id, title, updated, pinned, (SELECT count(*) FROM message WHERE chat = chat.id)"
+                f" FROM chat WHERE {condition} ORDER BY pinned DESC, updated DESC LIMIT ?",
+                (*values, limit),
+            ).fetchall()
+        return [Chat(id_, title, updated, bool(pinned), n) for id_, title, updated, pinned, n in rows]
+
+    def _open(self) -> sqlite3.Connection:
+        db = self._connect()
+        try:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            elif version == _VERSION:
+                db.execute("SELECT count(*) FROM chat, draft, message WHERE message.row < 0").fetchone()
+            else:
+                return self._begin_anew(db, "comes from a newer edgeqwen")
+        except sqlite3.OperationalError as error:
+            if "no such" not in str(error):
+                db.close()
+                raise  # locked, full or not writable: the file itself may be fine
+            return self._begin_anew(db, "is not whole")
+        except sqlite3.DatabaseError:
+            return self._begin_anew(db, "is damaged")
+        return db
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._file, timeout=10, check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.DatabaseError:
+            pass  # whoever reads the schema next says what is wrong
+        return db
+
+    def _begin_anew(self, db: sqlite3.Connection, why: str) -> sqlite3.Connection:
+        """Keep the file aside under another name and begin an empty one."""
+        db.close()
+        aside = self._file.with_name(f"{self._file.stem}-{int(self._clock())}{self._file.suffix}")
+        self._file.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            journal = self._file.with_name(self._file.name + suffix)
+            if journal.exists():
+                journal.rename(aside.with_name(aside.name + suffix))
+        self.notice = f"the chat history {why}; it is kept as {aside}, and a new one begins"
+        fresh = self._connect()
+        fresh.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        return fresh
+
+    def _end_drafts(self) -> None:
+        """Make messages of the answers that a crash has cut off."""
+        with self._reading() as db:
+            drafts = db.execute("SELECT chat, id, parent, text, thinking, pid FROM draft").fetchall()
+        for chat, id_, parent, text, thinking, pid in drafts:
+            if pid != os.getpid() and psutil.pid_exists(pid):
+                continue  # another edgeqwen is still writing it
+            conversation = self.load(chat)
+            if (text or thinking) and id_ not in conversation.messages:
+                message = Message(id_, parent, "assistant", text, thinking, is_complete=False)
+                conversation.messages[id_] = message
+                conversation.head = id_
+            self.save(chat, conversation)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise _failure(error, self._file) from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """Make one transaction of what happens inside. Raises StoreError."""
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+
+def title_of(text: str) -> str:
+    """Return the first line of a text as a title."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return clean_line(first, _TITLE) or "…"
+
+
+def _storable(text: str) -> str:
+    """Return text that SQLite can keep: lone surrogates have no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _message_row(chat: int, message: Message, now: float) -> tuple[object, ...]:
+    made = _CODECS[0].encode(message.made).decode() if message.made else None
+    return (
+        chat, message.id, message.parent, message.role, _storable(message.text),
+        _storable(message.thinking), message.is_complete, made, now,
+    )  # fmt: skip
+
+
+def _message(row: Sequence[Any]) -> Message:
+    id_, parent, role, text, thinking, complete, made = row
+    try:
+        how = _CODECS[1].decode(made) if made else None
+    except msgspec.DecodeError:
+        how = None  # counters of an older version; the words are what matters
+    return Message(id_, parent, role, text, thinking, bool(complete), how)
+
+
+def _failure(error: Exception, file: Path) -> StoreError:
+    text = str(error)
+    if "full" in text or getattr(error, "errno", None) == 28:
+        return StoreError(f"the disk is full, so the chat cannot be saved in {file}", str(file), "disk_full")
+    cause = "no_permission" if "readonly" in text or isinstance(error, PermissionError) else "io"
+    return StoreError(f"the chat history {file} cannot be used: {clean_line(text)}", str(file), cause)

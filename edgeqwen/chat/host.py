@@ -1,0 +1,117 @@
+"""The model in use: checks its files, loads it into a worker, and starts another one when that is lost.
+
+One host serves one front end for as long as that runs. Knows no conversation and no screen; the machine's
+memory is told to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from edgeqwen.chat.loading import LoadOptions, LoadPlan, plan_load, saved_params
+from edgeqwen.engine.client import WorkerClient
+from edgeqwen.engine.protocol import Ready, Stats
+from edgeqwen.errors import InvalidInput
+from edgeqwen.models.library import Library
+from edgeqwen.models.locate import Located, locate, read_located
+
+Progress = Callable[[str, float], None]
+"""Gets what is being done, and the share of it that is done."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready."""
+
+    located: Located
+    plan: LoadPlan
+    ready: Ready
+
+    @property
+    def name(self) -> str:
+        return self.located.name
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return (*self.plan.notices, *self.ready.notices)
+
+
+class ModelHost:
+    """At most one loaded model; `client` is the worker to ask."""
+
+    def __init__(self, library: Library, available_bytes: Callable[[], int]) -> None:
+        self._library, self._available_bytes = library, available_bytes
+        self.client = WorkerClient(library.paths.logs)
+        self.loaded: Loaded | None = None
+        self._is_remembered = False
+
+    def find(self, ref: str) -> Located:
+        """Return what a ref means. Raises InvalidInput, UnknownModel, NotInstalled, StoreError."""
+        located = locate(ref, self._library.store, self._library.catalogue)
+        model = located.model
+        if model and "chat" not in model.capabilities:
+            raise InvalidInput(f"{model.ref} is made for {' and '.join(model.capabilities)}; it cannot chat")
+        return located
+
+    async def open(self, located: Located, options: LoadOptions, progress: Progress) -> Loaded:
+        """Load a model in place of the one before, which is closed only once the new one can fit.
+
+        Raises StoreError, InvalidGGUF, LoadFailed, WorkerLost; after those of the load itself none is loaded.
+        """
+        await self._check(located, progress)
+        progress(f"loading {located.name}", 0.0)
+        next_client = WorkerClient(self._library.paths.logs)
+        await next_client.start()  # it gets up while we read the header
+        try:
+            plan = await asyncio.to_thread(self._plan, located, options)
+            await self.close()
+            self.client = next_client
+            ready = await next_client.load(plan.params, partial(progress, f"loading {located.name}"))
+        except BaseException:
+            await next_client.close()
+            raise
+        self._is_remembered = False
+        self.loaded = Loaded(located, plan, ready)
+        return self.loaded
+
+    async def close(self) -> None:
+        """End the worker, which saves what its cache holds; after it no model is loaded."""
+        self.loaded = None
+        await self.client.close()
+
+    def remember_memory(self, stats: Stats) -> None:
+        """Remember what the model took, once per load: `fit` corrects its estimates by it."""
+        plan = self.loaded.plan if self.loaded else None
+        if plan and plan.load and plan.estimate and stats.completion_tokens and not self._is_remembered:
+            self._library.measured.put(plan.load, plan.estimate.total, stats.rss_bytes)
+            self._is_remembered = True
+
+    async def _check(self, located: Located, progress: Progress) -> None:
+        """Hash installed files that have changed since they were last found right. Raises StoreError."""
+        entry, stamps = located.entry, self._library.stamps
+        if entry is None or stamps.hold(entry):
+            return
+
+        def tell(done: int, total: int) -> None:
+            progress(f"checking {located.name}", done / max(1, total))
+
+        await asyncio.to_thread(stamps.check, entry, tell)
+
+    def _plan(self, located: Located, options: LoadOptions) -> LoadPlan:
+        library = self._library
+        facts = None if located.is_script else read_located(located)
+        available = self._available_bytes()
+        if self.client.pid and self.loaded and self.loaded.plan.estimate:
+            parts = self.loaded.plan.estimate  # its memory comes back before the new one needs it
+            available += parts.total - parts.weights
+        return plan_load(
+            located,
+            facts,
+            options,
+            available_bytes=available,
+            saved=saved_params(located, library.paths.kv, library.config.kv.max_mib),
+            catalogue=library.catalogue,
+        )
