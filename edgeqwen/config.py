@@ -42,6 +42,39 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class SamplerConfig:
+    """How tokens are chosen; whatever is unset is the model card's."""
+
+    temperature: float | None = None
+    """0 always takes the likeliest token."""
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    max_tokens: int | None = None
+    """After which an answer ends; unset: at the end of the context."""
+
+
+@dataclass(frozen=True)
+class TuiConfig:
+    """The full-screen chat."""
+
+    theme: Literal["dark", "light", "ansi", "contrast"] = "dark"
+    """ansi takes the terminal's own 16 colours; contrast is for tired eyes and bad screens."""
+    language: Literal["en", "zh_CN", "hu"] | None = None
+    """Unset: the language of the locale, where we speak it."""
+    enter_sends: bool = True
+    """False: Enter breaks the line and Ctrl+J sends."""
+    low_bandwidth: bool = False
+    """Draw once a second, in the terminal's colours, without plots and mouse."""
+    mouse: bool = True
+    kitty_keys: bool | None = None
+    """The keyboard protocol that tells Shift+Enter from Enter; unset: where input methods survive it."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Other keys for commands, such as `new = "ctrl+k"`; /help names the commands."""
+
+
+@dataclass(frozen=True)
 class KvConfig:
     """The KV cache on disk, by which a conversation goes on without being read again."""
 
@@ -63,6 +96,8 @@ class Config:
 
     store: StoreConfig = field(default_factory=StoreConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    tui: TuiConfig = field(default_factory=TuiConfig)
     kv: KvConfig = field(default_factory=KvConfig)
     pull: PullConfig = field(default_factory=PullConfig)
 

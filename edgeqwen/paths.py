@@ -28,6 +28,29 @@ class Paths:
         return self.data / "models"
 
     @property
+    def chats(self) -> Path:
+        """All chats."""
+        return self.data / "chats.db"
+
+    @property
+    def last_model(self) -> Path:
+        """The ref that was loaded last."""
+        return self.state / "last-model"
+
+    @property
+    def clip(self) -> Path:
+        """What was copied last, for terminals that have no clipboard."""
+        return self.data / "clip.txt"
+
+    @property
+    def exports(self) -> Path:
+        return self.data / "exports"
+
+    @property
+    def presets(self) -> Path:
+        return self.config / "presets.toml"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

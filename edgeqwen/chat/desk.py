@@ -51,8 +51,6 @@ class Desk:
     def overflow(self) -> Overflow:
         return self.session.overflow
 
-    # ------------------------------------------------------------------ the model
-
     async def load(self, ref: str, options: LoadOptions, progress: Progress) -> Loaded:
         """Load a model; the conversation stays. Raises what ModelHost.find and .open raise."""
         located = await asyncio.to_thread(self.host.find, ref)
@@ -70,48 +68,54 @@ class Desk:
         if plan.notice:
             self._tell(plan.notice)
 
-    # ------------------------------------------------------------------ the conversation
+    async def put_question(self, text: str, *, instead_of: int | None = None) -> Message:
+        """Add a question at the end of the branch, or beside an earlier one; `answer` then answers it.
 
-    async def ask(self, text: str) -> AsyncGenerator[Piece]:
-        """Say something and yield the answer as it comes. Raises what Session.answer raises.
-
-        The question is kept even where no answer comes, so that it can be asked again.
+        It is kept even where no answer comes, so that it can be asked again.
         """
         self._check_idle()
         branch = self.conversation.branch()
-        if (
-            branch and branch[-1].role == "user"
-        ):  # it got no answer, and two questions in a row confuse models
+        if instead_of is not None:
+            self.conversation.go_back_to(self.conversation.messages[instead_of].parent)
+        elif branch and branch[-1].role == "user":  # unanswered; two questions in a row confuse models
             self.conversation.go_back_to(branch[-1].parent)
-        self.conversation.add("user", text)
-        await self._save(title=text)
-        async with aclosing(self._answer()) as pieces:
-            async for piece in pieces:
-                yield piece
+        question = self.conversation.add("user", text)
+        await self._save()
+        return question
 
-    async def regenerate(self, answer: int | None = None) -> AsyncGenerator[Piece]:
-        """Answer a question once more, the last one or that of `answer`; the old answer stays beside it."""
+    def back_to_question(self, answer: int | None = None) -> None:
+        """Go back to the question that `answer` answers, or to the last one; old answers stay beside the new.
+
+        Raises InvalidInput where there is none.
+        """
         self._check_idle()
         branch = self.conversation.branch()
-        messages = self.conversation.messages
         if answer is not None:
-            question = messages[answer].parent
+            question = self.conversation.messages[answer].parent
         else:
             question = next((message.id for message in reversed(branch) if message.role == "user"), None)
         if question is None:
             raise InvalidInput("there is no question to answer yet")
         self.conversation.go_back_to(question)
-        async with aclosing(self._answer()) as pieces:
-            async for piece in pieces:
-                yield piece
 
-    async def edit(self, message: int, text: str) -> AsyncGenerator[Piece]:
-        """Ask something else instead of an earlier question; what followed that one stays as a branch."""
+    async def answer(self) -> AsyncGenerator[Piece]:
+        """Answer the question at the end of the branch and yield the answer as it comes.
+
+        Raises what Session.answer raises.
+        """
         self._check_idle()
-        self.conversation.go_back_to(self.conversation.messages[message].parent)
-        async with aclosing(self.ask(text)) as pieces:
-            async for piece in pieces:
-                yield piece
+        self.is_answering = True
+        try:
+            async with aclosing(self.session.answer()) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    await self._save_draft()
+        finally:
+            self.is_answering = False
+            reply = self.session.reply
+            if reply and reply.finished:
+                self.host.remember_memory(reply.finished.stats)
+            await self._save()
 
     async def stop(self) -> None:
         """Stop the answer that comes; what it said stays. Raises WorkerLost."""
@@ -149,33 +153,17 @@ class Desk:
         if self.chat is not None:
             await self._save()
 
-    # ------------------------------------------------------------------
-
     def _check_idle(self) -> None:
         if self.is_answering:
             raise InvalidInput("an answer is coming; stop it first")
 
-    async def _answer(self) -> AsyncGenerator[Piece]:
-        self.is_answering = True
-        try:
-            async with aclosing(self.session.answer()) as pieces:
-                async for piece in pieces:
-                    yield piece
-                    await self._save_draft()
-        finally:
-            self.is_answering = False
-            reply = self.session.reply
-            if reply and reply.finished:
-                self.host.remember_memory(reply.finished.stats)
-            await self._save()
-
-    async def _save(self, title: str = "") -> None:
+    async def _save(self) -> None:
         """Save the conversation; a failure is told once and made good by the next save that succeeds."""
         try:
             if self.chat is None:
                 if not self.conversation.messages:
                     return
-                first = title or next(iter(self.conversation.messages.values())).text
+                first = next(iter(self.conversation.messages.values())).text
                 self.chat = await asyncio.to_thread(self.history.create, self.conversation, first)
             else:
                 await asyncio.to_thread(self.history.save, self.chat, self.conversation)

@@ -34,6 +34,11 @@ class Reply:
     thinking: str = ""
     text: str = ""
     finished: Finished | None = None
+    cached_tokens: int = 0
+    """Tokens of the prompt that the cache held, in memory or on disk."""
+    n_tokens: int = 0
+    """Tokens so far, thinking included."""
+    n_thinking: int = 0
     dropped: Dropped | None = None
     """What of the conversation the model did not see, because the context was full."""
 
@@ -139,10 +144,11 @@ async def _pieces(reply: Reply, events: AsyncGenerator[Event]) -> AsyncGenerator
         async for event in events:
             if isinstance(event, Started):
                 splitter = ThinkingSplitter(event.in_thinking)
-                reply.dropped = event.dropped
+                reply.dropped, reply.cached_tokens = event.dropped, event.cached_tokens
             elif isinstance(event, Prefill):
                 yield event
             elif isinstance(event, TextDelta):
+                reply.n_tokens, reply.n_thinking = event.n_tokens, event.n_thinking
                 for delta in splitter.feed(event.text):
                     reply.take(delta)
                     yield delta

@@ -26,6 +26,7 @@ class _Verb(NamedTuple):
 
 
 VERBS = {
+    "chat": _Verb("screen:chat", "Open the chat, full screen."),
     "run": _Verb("run:run", "Talk to a model, or get one answer."),
     "list": _Verb("models:list_models", "List the models that are installed."),
     "show": _Verb("models:show", "Show what is known of a model."),
@@ -88,10 +89,19 @@ _BEGIN = "Begin with `edgeqwen pull qwen3-0.6b`, then `edgeqwen run qwen3-0.6b`.
 )
 @click.help_option("-h", "--help", help="Show this help.")
 @click.pass_context
-def cli(ctx: click.Context) -> None:
+def cli(ctx: click.Context) -> int:
     """Talk to a Qwen model on your own machine, offline."""
     if ctx.invoked_subcommand is None:
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            return _open_chat(ctx)
         output.line(ctx.get_help())
+    return 0
+
+
+def _open_chat(ctx: click.Context) -> int:
+    from edgeqwen.cli import screen
+
+    return int(ctx.invoke(screen.chat))
 
 
 def main() -> NoReturn:

@@ -293,6 +293,10 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
 
     id: int
     text: str
+    n_tokens: int = 0
+    """Tokens of the answer so far, as Stats counts them at the end."""
+    n_thinking: int = 0
+    """Those of them inside a thinking block."""
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):

@@ -79,7 +79,9 @@ class Job:
         self.flushed_at = now
         text = "".join(self.buffer)
         self.buffer.clear()
-        return TextDelta(id=self.request.id, text=text)
+        return TextDelta(
+            id=self.request.id, text=text, n_tokens=self.n_completion, n_thinking=self.n_thinking
+        )
 
     def finished(self, reason: StopReason, now: float) -> Finished:
         """Return the closing frame."""
