@@ -34,6 +34,7 @@ class Reply:
     thinking: str = ""
     text: str = ""
     finished: Finished | None = None
+    prompt_tokens: int = 0
     cached_tokens: int = 0
     """Tokens of the prompt that the cache held, in memory or on disk."""
     n_tokens: int = 0
@@ -60,6 +61,8 @@ class Session:
     think: bool | None = None
     thinking_budget: int | None = None
     overflow: Overflow = "stop"
+    delta_s: float = 0.05
+    """Seconds of text that come together."""
     conversation: Conversation = field(default_factory=Conversation)
     reply: Reply | None = None
     """The reply of the turn that runs or ran last."""
@@ -114,6 +117,7 @@ class Session:
             think=self.think,
             thinking_budget=self.thinking_budget,
             overflow=self.overflow,
+            delta_s=self.delta_s,
         )
 
     async def answer_now(self) -> None:
@@ -144,7 +148,8 @@ async def _pieces(reply: Reply, events: AsyncGenerator[Event]) -> AsyncGenerator
         async for event in events:
             if isinstance(event, Started):
                 splitter = ThinkingSplitter(event.in_thinking)
-                reply.dropped, reply.cached_tokens = event.dropped, event.cached_tokens
+                reply.dropped = event.dropped
+                reply.prompt_tokens, reply.cached_tokens = event.prompt_tokens, event.cached_tokens
             elif isinstance(event, Prefill):
                 yield event
             elif isinstance(event, TextDelta):

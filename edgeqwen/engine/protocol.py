@@ -207,6 +207,9 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     overflow: Overflow = "stop"
     thinking_budget: int | None = None
     """Tokens of thinking after which it is closed and the answer begins; None lets it end by itself."""
+    delta_s: float = 0.05
+    """Seconds of text that are sent together, after the first piece. Where the engine computes with every
+    core, each frame stops it for as long as the front end takes to read and draw it."""
 
 
 class AnswerNow(msgspec.Struct, frozen=True, kw_only=True, tag="answer_now"):

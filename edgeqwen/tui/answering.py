@@ -18,7 +18,7 @@ from edgeqwen.tui.flush import next_interval
 from edgeqwen.tui.language import _
 from edgeqwen.tui.widgets.message import GrowingView
 
-_RATE_WINDOW_S = 3.0
+_RATE_WINDOW_S, _LEAST_S = 3.0, 0.5
 
 
 class Answering:
@@ -60,7 +60,7 @@ class Answering:
         if len(self._marks) < 2:
             return None
         (then, before), (now, done) = self._marks[0], self._marks[-1]
-        return (done - before) / (now - then) if now > then else None
+        return (done - before) / (now - then) if now - then >= _LEAST_S else None
 
     def _take(self, piece: Piece) -> None:
         if isinstance(piece, Prefill):

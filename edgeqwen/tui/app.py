@@ -22,6 +22,7 @@ from edgeqwen.chat.desk import Desk
 from edgeqwen.chat.history import History
 from edgeqwen.chat.host import ModelHost
 from edgeqwen.errors import EdgeQwenError
+from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.machine.monitor import Monitor, advice
 from edgeqwen.models.library import Library
@@ -90,7 +91,12 @@ class EdgeApp(App[None]):
         self._history: History | None = None
         self._queue = PullQueue(library, user_sources(library.config.pull.sources))
         self._n_done = 0
-        base = base_interval(is_remote="SSH_CONNECTION" in os.environ, low_bandwidth=self.low_bandwidth)
+        n_threads = library.config.run.threads or usable_cores()
+        base = base_interval(
+            is_remote="SSH_CONNECTION" in os.environ,
+            low_bandwidth=self.low_bandwidth,
+            all_cores=n_threads >= (os.cpu_count() or 1),
+        )
         self.chat = ChatScreen(library, self._queue, self.gauge, self.record, base_interval=base)
         self.register_theme(_CONTRAST)
 

@@ -111,6 +111,7 @@ class ChatScreen(Screen[None]):
         """Take the conversation over, once the history is open."""
         self._desk = desk
         desk.session.overflow = self.library.config.run.full
+        desk.session.delta_s = self._base_interval
         desk.think = self.library.config.run.think
         desk.sampler = self.configured_sampler()
         if chat is not None:
@@ -419,7 +420,10 @@ class ChatScreen(Screen[None]):
         """Show the gauges; `second` is true once a second, when the plots move."""
         if self._answering and self._answering.rate:
             self.gauge.rate = self._answering.rate
-        self.query_one(StatusBar).draw(self.gauge)
+        if self._answering and (reply := self.desk.session.reply):
+            self.gauge.n_context = reply.prompt_tokens + reply.n_tokens
+        if second or not self.is_answering:
+            self.query_one(StatusBar).draw(self.gauge)
         side = self.query_one("#side-monitor", MonitorView)
         if second and side.display:
             side.draw(self.gauge, self.record)

@@ -18,7 +18,6 @@ from edgeqwen.worker.stops import TextStream
 from edgeqwen.worker.template import Segment, Template
 from edgeqwen.worker.thinking import ThinkingWatch
 
-_FLUSH_S = 0.03  # one write per token would wake the front end 30 times as often
 _ANSWER_SHARE = (
     4  # of the context; what a policy keeps free for the answer, so that not each turn drops again
 )
@@ -72,7 +71,7 @@ class Job:
 
     def is_due(self, now: float) -> bool:
         """Say whether the text that waits is to be sent."""
-        return bool(self.buffer) and now - self.flushed_at >= _FLUSH_S
+        return bool(self.buffer) and now - self.flushed_at >= self.request.delta_s
 
     def flush(self, now: float) -> TextDelta:
         """Return the text that waits."""

@@ -248,7 +248,7 @@ class LlamaEngine:
         return bool(L.llama_state_seq_set_data_ext(self._ctx, view, len(data), slot, flags) == len(data))
 
     def open_sampler(self, params: SamplerParams, seed: int) -> _GuardedSampler:
-        return _GuardedSampler(self, LlamaSampler(self._ctx, params, seed))
+        return _GuardedSampler(self, LlamaSampler(self._ctx, self.n_vocab, params, seed))
 
     def has_logits(self, row: int) -> bool:
         """Say whether the last decode made logits for this row; sampling without aborts the process."""

@@ -18,8 +18,8 @@ _WIDEST_TOP_K = 1024
 class LlamaSampler:
     """The sampler of one request, bound to one context."""
 
-    def __init__(self, ctx: Any, params: SamplerParams, seed: int) -> None:  # noqa: ANN401 - a ctypes pointer
-        self._ctx, self._params = ctx, params
+    def __init__(self, ctx: Any, n_vocab: int, params: SamplerParams, seed: int) -> None:  # noqa: ANN401 - a ctypes pointer
+        self._ctx, self._n_vocab, self._params = ctx, n_vocab, params
         self._penalises = (params.repeat_penalty, params.presence_penalty, params.frequency_penalty) != (
             1,
             0,
@@ -32,6 +32,8 @@ class LlamaSampler:
     def sample(self, row: int, recent: Sequence[int]) -> int:
         if self._penalises:
             self._penalise(row, recent)
+        if self._params.temperature == 0:
+            return _likeliest(L.llama_get_logits_ith(self._ctx, row), self._n_vocab)
         return int(L.llama_sampler_sample(self._chain, self._ctx, row))
 
     def _penalise(self, row: int, recent: Sequence[int]) -> None:
@@ -53,9 +55,20 @@ class LlamaSampler:
             self._chain = None
 
 
+def _likeliest(logits: Any, n_vocab: int) -> int:  # noqa: ANN401 - a ctypes pointer
+    """Return the token with the highest logit, the first of equal ones.
+
+    llama.cpp's greedy sampler builds an array of candidates for it: 0.4 ms per token and slot for Qwen's
+    vocabulary, against 0.04 here.
+    """
+    import numpy as np  # 0.1 s to import, and only greedy requests need it
+
+    return int(np.ctypeslib.as_array(logits, (n_vocab,)).argmax())
+
+
 def _steps(params: SamplerParams, seed: int) -> list[Any]:
     if params.temperature == 0:
-        return [L.llama_sampler_init_greedy()]
+        return []
     steps = [L.llama_sampler_init_top_k(params.top_k or _WIDEST_TOP_K)]
     if params.top_p < 1:
         steps.append(L.llama_sampler_init_top_p(params.top_p, 1))

@@ -90,7 +90,7 @@ def figures(made: Made | None) -> Iterable[str]:
         return
     stats = made.stats
     if made.stop_reason == "length":
-        yield _("cut off: no room left")
+        yield _("cut off at its limit")
     yield _("{n} tokens").format(n=f"{stats.completion_tokens:,}")
     if stats.decode_tps:
         yield f"{stats.decode_tps:.1f} tok/s"

@@ -43,6 +43,7 @@ class StatusBar(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="status", markup=False)
+        self._shown = ""
 
     def draw(self, gauge: Gauge) -> None:
         """Show a gauge, cut off at the right where the terminal is narrow."""
@@ -56,7 +57,10 @@ class StatusBar(Static):
                 parts.append(f"{megabytes(sample.worker.rss)}")
             parts.append(_("{n} free").format(n=megabytes(sample.available)))
         parts += [gauge.downloads, f"! {gauge.advice}" if gauge.advice else ""]
-        self.update(" · ".join(filter(None, parts)))
+        text = " · ".join(filter(None, parts))
+        if text != self._shown:
+            self._shown = text
+            self.update(text)
 
 
 def megabytes(n_bytes: float) -> str:
