@@ -39,7 +39,7 @@ from edgeqwen.tui.widgets.status import Gauge
 _THEMES = {
     "dark": "textual-dark",
     "light": "textual-light",
-    "ansi": "textual-ansi",
+    "ansi": "ansi-dark",
     "contrast": "edgeqwen-contrast",
 }
 _CONTRAST = Theme(

@@ -29,6 +29,7 @@ from edgeqwen.errors import EdgeQwenError, NotFound, WorkerLost
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.models.library import Library
 from edgeqwen.models.queue import PullQueue
+from edgeqwen.text import clean
 from edgeqwen.tui import commands
 from edgeqwen.tui.answering import Answering
 from edgeqwen.tui.language import _
@@ -197,7 +198,7 @@ class ChatScreen(Screen[None]):
                 self.prompt.put_back(typed)
                 self.tell(_("an answer is coming; Esc stops it"))
                 return
-            text = await asyncio.to_thread(insert_files, self.prompt.with_attachments(typed))
+            text = await asyncio.to_thread(insert_files, clean(self.prompt.with_attachments(typed)))
             await self._wait_for_model()
             editing, self._editing = self._editing, None
             await self.desk.put_question(text, instead_of=editing)

@@ -47,7 +47,7 @@ def render(source: str) -> Content:
 def blocks(source: str, *, is_growing: bool = False) -> list[Block]:
     """Return the blocks of a text; of one that grows, the last code block is not coloured yet."""
     groups = list(_groups(_parser().parse(source)))
-    return [_block(group, is_open=is_growing and group is groups[-1]) for group in groups]
+    return [_block(group, source, is_open=is_growing and group is groups[-1]) for group in groups]
 
 
 def code_blocks(source: str) -> list[str]:
@@ -78,7 +78,7 @@ class GrowingText:
         lines = self._tail.split("\n")
         if n_final and start + 1 >= len(lines):  # the last block's first line has no end yet
             n_final = 0
-        self.live = [_block(group, is_open=group is groups[-1]) for group in groups]
+        self.live = [_block(group, self._tail, is_open=group is groups[-1]) for group in groups]
         if n_final:
             self._tail = "\n".join(lines[start:])
         return n_final
@@ -96,7 +96,16 @@ def _groups(tokens: Sequence[Token]) -> Iterator[list[Token]]:
             group = []
 
 
-def _block(tokens: list[Token], *, is_open: bool) -> Block:
+def _block(tokens: list[Token], source: str, *, is_open: bool) -> Block:
+    """Return one block; where its nesting is deeper than the parser goes, its source."""
+    block = _parsed(tokens, is_open=is_open)
+    if block.kind == "text" and not block.content.plain.strip() and tokens[0].map:
+        start, end = tokens[0].map
+        return Block("text", Content("\n".join(source.split("\n")[start:end])))
+    return block
+
+
+def _parsed(tokens: list[Token], *, is_open: bool) -> Block:
     first = tokens[0]
     if first.type in ("fence", "code_block"):
         return Block("code", _code(first, is_open=is_open))

@@ -30,7 +30,7 @@ class HistoryScreen(Chooser[int | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f2", "rename", "Rename", priority=True),
-        Binding("ctrl+d,delete", "delete", "Delete"),
+        Binding("ctrl+d", "delete", "Delete", priority=True),
         Binding("ctrl+z", "undo", "Undo", priority=True),
         Binding("ctrl+t", "pin", "Pin", priority=True),
         Binding("f6", "import_chats", "Import"),

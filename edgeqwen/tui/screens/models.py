@@ -36,9 +36,9 @@ class ModelsScreen(Chooser[str]):
     """Enter loads an installed model, or downloads another one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+d,delete", "remove", "Remove"),
+        Binding("ctrl+d", "remove", "Remove", priority=True),
         Binding("ctrl+v", "verify", "Verify", priority=True),
-        Binding("ctrl+i,f6", "import_file", "Import"),
+        Binding("f6", "import_file", "Import"),
         Binding("ctrl+p", "pause", "Pause or go on", priority=True),
         Binding("ctrl+x", "cancel", "Cancel the download", priority=True),
     ]

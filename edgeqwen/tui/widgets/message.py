@@ -17,6 +17,7 @@ from textual.message import Message as Event
 from textual.widgets import Static
 
 from edgeqwen.chat.conversation import Made, Message
+from edgeqwen.text import clean
 from edgeqwen.tui.language import _
 from edgeqwen.tui.markdown import Block, GrowingText, render
 
@@ -54,7 +55,9 @@ class MessageView(Vertical, can_focus=True):
         yield Static(self._head(), classes="head", markup=False)
         if self.message.thinking:
             made = self.message.made
-            yield ThinkingView(self.message.thinking, n_tokens=made.stats.thinking_tokens if made else 0)
+            yield ThinkingView(
+                clean(self.message.thinking), n_tokens=made.stats.thinking_tokens if made else 0
+            )
         yield Static(self._body(), classes="body", markup=False)
         if foot := self._foot():
             yield Static(foot, classes="foot", markup=False)
@@ -73,9 +76,8 @@ class MessageView(Vertical, can_focus=True):
         return f"{name}  ({number}/{count})" if count > 1 else name
 
     def _body(self) -> Content:
-        if self.message.role == "assistant":
-            return render(self.message.text)
-        return Content(self.message.text)
+        text = clean(self.message.text)  # whatever came by: the history is a file like others
+        return render(text) if self.message.role == "assistant" else Content(text)
 
     def _foot(self) -> str:
         if self.message.role != "assistant":

@@ -50,7 +50,7 @@ class Prompt(TextArea):
 
     def put(self, text: str) -> None:
         """Replace the draft, with the cursor at its end."""
-        self.text = text
+        self.text = clean(text)
         self.move_cursor(self.document.end)
 
     def put_back(self, text: str) -> None:
