@@ -39,8 +39,8 @@ class ModelsScreen(Chooser[str]):
         Binding("ctrl+d", "remove", "Remove", priority=True),
         Binding("ctrl+v", "verify", "Verify", priority=True),
         Binding("f6", "import_file", "Import"),
-        Binding("ctrl+p", "pause", "Pause or go on", priority=True),
-        Binding("ctrl+x", "cancel", "Cancel the download", priority=True),
+        Binding("f7", "pause", "Pause or go on", priority=True),
+        Binding("f8", "cancel", "Cancel the download", priority=True),
     ]
 
     def __init__(self, library: Library, queue: PullQueue, available_bytes: int, current: str) -> None:
@@ -56,7 +56,7 @@ class ModelsScreen(Chooser[str]):
 
     def hint(self) -> str:
         keys = _("Enter load or download · Ctrl+D remove · Ctrl+V verify · F6 import a file")
-        return keys + "\n" + _("of a download: Ctrl+P pause or go on · Ctrl+X cancel · Esc back")
+        return keys + "\n" + _("of a download: F7 pause or go on · F8 cancel · Esc back")
 
     def on_show(self) -> None:
         self.refresh_models()
