@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from signal import Signals
 
+from edgeqwen.engine.frames import FrameReader, decode_event, encode
 from edgeqwen.engine.protocol import (
     AnswerNow,
     Cancel,
@@ -24,15 +25,12 @@ from edgeqwen.engine.protocol import (
     Event,
     Failed,
     Finished,
-    FrameReader,
     Generate,
     ListDevices,
     Load,
     Loading,
     LoadParams,
     Ready,
-    decode_event,
-    encode,
 )
 from edgeqwen.errors import EdgeQwenError, EngineError, StoreError, WorkerLost
 from edgeqwen.text import clean_line

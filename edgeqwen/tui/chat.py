@@ -6,16 +6,12 @@ Puts the desk's conversation on the screen and the keys to work. What can be don
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
-from textual.app import ComposeResult, SuspendNotSupported
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer
@@ -315,32 +311,9 @@ class ChatScreen(Screen[None]):
     async def on_message_view_asked(self, event: MessageView.Asked) -> None:
         message = event.view.message
         try:
-            await self._do_with(message, event.what)
+            await commands.do_with(self, message, event.what)
         except EdgeQwenError as error:
             self.fail(error)
-
-    async def _do_with(self, message: Message, what: str) -> None:
-        if what == "copy":
-            await commands.copy_text(self, message.text)
-        elif what == "copy-code":
-            await commands.copy_code_of(self, message)
-        elif what == "save":
-            await commands.save_text(self, message.text, "")
-        elif what == "edit":
-            self.edit(message)
-        elif what == "regenerate":
-            self.regenerate(message.id if message.role == "assistant" else None)
-        elif what == "delete":
-            await self.desk.delete_from(message.id)
-            await self.redraw()
-        elif what in ("previous", "next"):
-            target = await self.desk.switch_branch(message.id, 1 if what == "next" else -1)
-            await self.redraw()
-            views = [view for view in self.transcript.views if view.message.id == target.id]
-            if views:
-                views[0].focus()
-        else:
-            self.transcript.focus_next(1 if what == "focus-next" else -1)
 
     def edit(self, message: Message) -> None:
         """Put a message into the prompt; sending it begins another branch there."""
@@ -351,19 +324,6 @@ class ChatScreen(Screen[None]):
         self.prompt.put(message.text)
         self.prompt.focus()
         self.tell(_("editing an earlier message; Esc leaves it as it was"))
-
-    def edit_outside(self) -> None:
-        """Write the draft in $EDITOR."""
-        program = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "message.md"
-            file.write_text(self.prompt.text, encoding="utf-8")
-            try:
-                with self.app.suspend():
-                    subprocess.run([*program.split(), str(file)], check=False)
-                self.prompt.put(file.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
-            except (OSError, SuspendNotSupported):
-                self.tell(_("{program} cannot be started here").format(program=program), severity="error")
 
     def show_monitor(self) -> None:
         """Open the monitor over the screen."""

@@ -6,6 +6,9 @@ A command is a function over the chat screen; what it needs of the conversation 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
-from textual.app import App
+from textual.app import App, SuspendNotSupported
 from textual.binding import Binding
 from textual.worker import Worker
 
@@ -30,6 +33,7 @@ from edgeqwen.paths import expand
 from edgeqwen.tui.clipboard import copy
 from edgeqwen.tui.language import _
 from edgeqwen.tui.markdown import code_blocks
+from edgeqwen.tui.widgets.prompt import Prompt
 from edgeqwen.tui.widgets.transcript import Transcript
 
 
@@ -49,7 +53,8 @@ class ChatFace(Protocol):
     def load(self, ref: str) -> Worker[None]: ...
     def regenerate(self, answer: int | None) -> object: ...
     def edit(self, message: Message) -> None: ...
-    def edit_outside(self) -> None: ...
+    @property
+    def prompt(self) -> Prompt: ...
     def follow_settings(self) -> None: ...
     def configured_sampler(self) -> dict[str, Any]: ...
     def model_card(self) -> dict[str, Any]: ...
@@ -271,12 +276,44 @@ async def _older(screen: ChatFace, _rest: str) -> None:
 
 @_command("editor", "Write the message in $EDITOR", "ctrl+e")
 async def _editor(screen: ChatFace, _rest: str) -> None:
-    screen.edit_outside()
+    program = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "message.md"
+        file.write_text(screen.prompt.text, encoding="utf-8")
+        try:
+            with screen.app.suspend():
+                subprocess.run([*program.split(), str(file)], check=False)  # noqa: ASYNC221 - it has the terminal
+            screen.prompt.put(file.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
+        except (OSError, SuspendNotSupported):
+            screen.tell(_("{program} cannot be started here").format(program=program))
 
 
 @_command("quit", "Quit", "ctrl+q")
 async def _leave(screen: ChatFace, _rest: str) -> None:
     await screen.leave()
+
+
+async def do_with(screen: ChatFace, message: Message, what: str) -> None:
+    """Do what a key on a message asks for. Raises EdgeQwenError."""
+    if what == "copy":
+        await copy_text(screen, message.text)
+    elif what == "copy-code":
+        await copy_code_of(screen, message)
+    elif what == "save":
+        await save_text(screen, message.text, "")
+    elif what == "edit":
+        screen.edit(message)
+    elif what == "regenerate":
+        screen.regenerate(message.id if message.role == "assistant" else None)
+    elif what == "delete":
+        await screen.desk.delete_from(message.id)
+        await screen.redraw()
+    elif what in ("previous", "next"):
+        target = await screen.desk.switch_branch(message.id, 1 if what == "next" else -1)
+        await screen.redraw()
+        screen.transcript.focus_on(target.id)
+    else:
+        screen.transcript.focus_next(1 if what == "focus-next" else -1)
 
 
 async def copy_text(screen: ChatFace, text: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeqwen.engine.frames import FrameReader, decode_command, encode, request_of
 from edgeqwen.engine.protocol import (
     AnswerNow,
     Cancel,
@@ -23,16 +24,12 @@ from edgeqwen.engine.protocol import (
     Devices,
     Event,
     Failed,
-    FrameReader,
     Generate,
     ListDevices,
     Load,
     Loading,
     LoadParams,
     Ready,
-    decode_command,
-    encode,
-    request_of,
 )
 from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput
 from edgeqwen.worker.engine import Engine

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgeqwen import errors
 from edgeqwen.cli import failures
+from edgeqwen.engine import frames
 from edgeqwen.engine import protocol as p
 from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput, from_wire
 
@@ -53,39 +54,39 @@ EVENTS: list[p.Event] = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda frame: type(frame).__name__)
 def test_commands_survive_the_pipe(command: p.Command) -> None:
-    (body,) = p.FrameReader().feed(p.encode(command))
-    assert p.decode_command(body) == command
+    (body,) = frames.FrameReader().feed(frames.encode(command))
+    assert frames.decode_command(body) == command
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda frame: type(frame).__name__)
 def test_events_survive_the_pipe(event: p.Event) -> None:
-    (body,) = p.FrameReader().feed(p.encode(event))
-    assert p.decode_event(body) == event
+    (body,) = frames.FrameReader().feed(frames.encode(event))
+    assert frames.decode_event(body) == event
 
 
 @given(st.lists(st.integers(0, 2000), max_size=8))
 def test_frames_arrive_however_the_stream_is_cut(at: list[int]) -> None:
-    stream = b"".join(map(p.encode, EVENTS))
+    stream = b"".join(map(frames.encode, EVENTS))
     edges = [0, *sorted(min(place, len(stream)) for place in at), len(stream)]
-    reader = p.FrameReader()
+    reader = frames.FrameReader()
     bodies = [body for low, high in pairwise(edges) for body in reader.feed(stream[low:high])]
-    assert [p.decode_event(body) for body in bodies] == EVENTS
+    assert [frames.decode_event(body) for body in bodies] == EVENTS
 
 
 def test_a_false_length_is_refused_before_it_is_read() -> None:
     with pytest.raises(EngineError, match="announced a frame of 4,294,967,295 bytes"):
-        list(p.FrameReader().feed(struct.pack(">I", 0xFFFFFFFF)))
+        list(frames.FrameReader().feed(struct.pack(">I", 0xFFFFFFFF)))
 
 
 def test_a_frame_that_is_too_long_is_not_sent() -> None:
     with pytest.raises(EngineError, match="too long for the pipe"):
-        p.encode(p.TextDelta(id=1, text="x" * (p.MAX_FRAME + 1)))
+        frames.encode(p.TextDelta(id=1, text="x" * (frames.MAX_FRAME + 1)))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff"], ids=range(3))
 def test_what_is_no_frame_is_refused(body: bytes) -> None:
     with pytest.raises(EngineError, match="no frame"):
-        p.decode_command(body)
+        frames.decode_command(body)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ def test_what_is_no_frame_is_refused(body: bytes) -> None:
 )
 def test_what_cannot_be_asked_is_bad_input(body: bytes) -> None:
     with pytest.raises(InvalidInput, match="cannot be asked"):
-        p.decode_command(body)
-    assert p.request_of(body) is None
+        frames.decode_command(body)
+    assert frames.request_of(body) is None
 
 
 def test_a_wrong_request_still_says_whose_it_is() -> None:
-    assert p.request_of(b'{"type":"generate","id":7,"sampler":{"temperature":99}}') == 7
+    assert frames.request_of(b'{"type":"generate","id":7,"sampler":{"temperature":99}}') == 7
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_loads_without_a_meaning_are_refused_before_a_process_starts(wrong: dict
 
 def test_text_that_cannot_be_encoded_is_bad_input() -> None:
     with pytest.raises(InvalidInput, match="UTF-8"):
-        p.encode(p.TextDelta(id=1, text="\udcff"))
+        frames.encode(p.TextDelta(id=1, text="\udcff"))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,8 @@ def _example(cls: type[EdgeQwenError]) -> EdgeQwenError:
 @pytest.mark.parametrize("cls", list(errors.walk()), ids=lambda cls: cls.__name__)
 def test_errors_survive_the_pipe_and_have_an_exit_code(cls: type[EdgeQwenError]) -> None:
     error = _example(cls)
-    (body,) = p.FrameReader().feed(p.encode(p.Failed.of(error, 4)))
-    event = p.decode_event(body)
+    (body,) = frames.FrameReader().feed(frames.encode(p.Failed.of(error, 4)))
+    event = frames.decode_event(body)
     assert isinstance(event, p.Failed)
     back = event.error()
     assert type(back) is cls

@@ -77,6 +77,12 @@ class Transcript(VerticalScroll, can_focus=False):
         await self.remove_children()
         await self.mount_all(widgets)
 
+    def focus_on(self, message: int) -> None:
+        """Go to a message, if it is shown."""
+        for view in self.views:
+            if view.message.id == message:
+                view.focus()
+
     def focus_next(self, step: int) -> None:
         """Go to another message from the one that has the focus; from none to the last."""
         views = self.views
