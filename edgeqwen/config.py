@@ -54,6 +54,10 @@ class SamplerConfig:
     max_tokens: int | None = None
     """After which an answer ends; unset: at the end of the context."""
 
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are set, by their names in SamplerParams."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
 
 @dataclass(frozen=True)
 class TuiConfig:

@@ -2,8 +2,8 @@
 
     python scripts/soak.py MODEL.gguf [--requests 1000] [--slots 3] [--seed 1]
 
-The real worker, as a process. Answers that were not cancelled are asked again of a worker with one slot and
-no memory of anything else; where the two differ, the difference is shown. Exits 1 when the worker's memory
+The real worker, as a process. Answers that were not cancelled are asked again, each of a worker of its own that
+has read nothing else; where the two differ, the difference is shown. Exits 1 when the worker's memory
 grew by more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the
 answers differ: neighbours in a batch change the rounding, and with it ties.
 """
@@ -84,17 +84,17 @@ async def _ask(client: WorkerClient, rng: random.Random, messages: _Messages, n_
 
 
 async def _compare(load: LoadParams, logs: Path, asked: list[tuple[_Messages, int, str]]) -> int:
-    """Return how many answers a worker gives otherwise that has one slot and is new every 50 requests."""
+    """Return how many answers a worker gives otherwise that has one slot and was started for this one."""
     n_different, rng = 0, random.Random(0)
     rng.random = lambda: 1.0  # type: ignore[method-assign] - nothing is cancelled
-    for start in range(0, len(asked), 50):
+    alone = LoadParams(paths=load.paths, n_ctx=load.n_ctx, n_threads=load.n_threads)
+    for messages, n_tokens, text in asked:
         async with WorkerClient(logs) as client:
-            await client.load(LoadParams(paths=load.paths, n_ctx=1024, n_threads=load.n_threads))
-            for messages, n_tokens, text in asked[start : start + 50]:
-                fresh = await _ask(client, rng, messages, n_tokens)
-                if fresh != text:
-                    n_different += 1
-                    print(f"differs: {text[:60]!r} and {(fresh or '')[:60]!r}", file=sys.stderr)
+            await client.load(alone)
+            fresh = await _ask(client, rng, messages, n_tokens)
+        if fresh != text:
+            n_different += 1
+            print(f"differs: {text[:60]!r} and {(fresh or '')[:60]!r}", file=sys.stderr)
     return n_different
 
 

@@ -6,6 +6,7 @@ What comes in is anybody's: sizes are bounded and every text loses its control c
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,9 @@ def _ours(chat: dict[str, Any]) -> Conversation | None:
     for message in sorted(exported.messages, key=lambda message: message.id):
         if message.id < 1 or message.parent not in (None, *messages):
             raise InvalidInput("a chat in the file is not whole: a message answers one that is not there")
+        made = message.made and replace(message.made, model=clean(message.made.model))
         text, thinking = clean(message.text), clean(message.thinking)
-        messages[message.id] = Message(
-            message.id, message.parent, message.role, text, thinking, message.is_complete, message.made
-        )
+        messages[message.id] = replace(message, text=text, thinking=thinking, made=made)
     head = exported.head if exported.head in messages else max(messages, default=None)
     return Conversation(clean(exported.system), messages, head)
 

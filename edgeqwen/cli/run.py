@@ -83,7 +83,7 @@ def run(
     text piped in, the answer goes to stdout; text piped in is added to the prompt. Else it is a conversation,
     line by line. Ctrl-C stops an answer and keeps what was said; a second Ctrl-C leaves.
 
-    Sampler settings default to the model card's.
+    Sampler settings default to those of `edgeqwen config`, then to the model card's.
     """
     if chat and prompt:
         raise InvalidInput("`--chat` takes its messages from stdin; leave the prompt out")

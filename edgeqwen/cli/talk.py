@@ -108,7 +108,8 @@ class Talk:
 
     def think(self, think: bool | None) -> None:
         """Switch thinking on or off, with the sampler settings that go with it."""
-        plan = plan_turns(self._located.model, think, self._options.sampler)
+        sampler = {**self._invocation.config.sampler.given(), **self._options.sampler}
+        plan = plan_turns(self._located.model, think, sampler)
         self.session.sampler, self.session.think = plan.sampler, plan.think
         if plan.notice:
             output.note(f"note: {plan.notice}")

@@ -133,10 +133,10 @@ class EdgeApp(App[None]):
         except EdgeQwenError as error:
             self.notify(error.message, severity="error", timeout=30, markup=False)
             return
-        if ref is None:
-            await self.chat.welcome()
-        else:
+        if ref is not None:
             self.chat.load(ref)
+        elif self._start.chat is None:
+            await self.chat.welcome()
 
     def _tell(self, text: str) -> None:
         self.notify(text, severity="warning", markup=False, timeout=12)

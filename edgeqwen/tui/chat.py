@@ -110,7 +110,7 @@ class ChatScreen(Screen[None]):
         desk.session.overflow = self.library.config.run.full
         desk.session.delta_s = self._base_interval
         desk.think = self.library.config.run.think
-        desk.sampler = self.configured_sampler()
+        desk.sampler = self.library.config.sampler.given()
         if chat is not None:
             await desk.open(chat)
             await self.redraw()
@@ -159,11 +159,6 @@ class ChatScreen(Screen[None]):
             self.library.paths.last_model.parent.mkdir(parents=True, exist_ok=True)
             self.library.paths.last_model.write_text(ref, encoding="utf-8")
 
-    def configured_sampler(self) -> dict[str, Any]:
-        """Return the sampler fields that the settings set."""
-        fields = vars(self.library.config.sampler)
-        return {name: value for name, value in fields.items() if value is not None}
-
     def model_card(self) -> dict[str, Any]:
         """Return the sampler values that hold where nothing is set."""
         loaded = self.desk.host.loaded
@@ -173,7 +168,7 @@ class ChatScreen(Screen[None]):
 
     def follow_settings(self) -> None:
         """Do what the settings say now."""
-        self.desk.sampler = self.configured_sampler()
+        self.desk.sampler = self.library.config.sampler.given()
         self.desk.think = self.library.config.run.think
         self.desk.session.overflow = self.library.config.run.full
         self.desk.apply_settings()

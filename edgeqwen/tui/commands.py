@@ -31,7 +31,7 @@ from edgeqwen.models.library import Library
 from edgeqwen.models.queue import PullQueue
 from edgeqwen.paths import expand
 from edgeqwen.tui.clipboard import copy
-from edgeqwen.tui.language import _
+from edgeqwen.tui.language import N_, _
 from edgeqwen.tui.markdown import code_blocks
 from edgeqwen.tui.widgets.prompt import Prompt
 from edgeqwen.tui.widgets.transcript import Transcript
@@ -56,7 +56,6 @@ class ChatFace(Protocol):
     @property
     def prompt(self) -> Prompt: ...
     def follow_settings(self) -> None: ...
-    def configured_sampler(self) -> dict[str, Any]: ...
     def model_card(self) -> dict[str, Any]: ...
     def show_monitor(self) -> None: ...
     async def redraw(self) -> None: ...
@@ -96,7 +95,7 @@ def bindings() -> list[Binding]:
         Binding(
             command.keys,
             f"command('{name}')",
-            command.title.partition(":")[0],
+            _(command.title).partition(":")[0],
             show=name in shown,
             id=name,
             priority=True,
@@ -116,7 +115,7 @@ async def _show_help(screen: ChatFace, _rest: str) -> None:
     await screen.transcript.notice("\n".join([*rows, "", _(MESSAGE_KEYS)]), kind="help")
 
 
-MESSAGE_KEYS = (
+MESSAGE_KEYS = N_(
     "Ctrl+Up and Ctrl+Down go to a message. There: y copy, c copy code, e edit, g answer again, t thinking, "
     "left and right other answers, s save, d delete. @file puts a file's text into a message."
 )
@@ -158,7 +157,7 @@ async def _preset(screen: ChatFace, _rest: str) -> None:
     if chosen:
         screen.desk.new(chosen[1])
         screen.desk.think = chosen[0].think
-        screen.desk.sampler = {**screen.configured_sampler(), **chosen[0].sampler}
+        screen.desk.sampler = {**screen.library.config.sampler.given(), **chosen[0].sampler}
         screen.desk.apply_settings()
         await screen.redraw()
         await screen.transcript.notice(f"{chosen[0].title}\n{chosen[1]}")

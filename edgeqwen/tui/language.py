@@ -27,6 +27,11 @@ def _(text: str) -> str:
     return _current.gettext(text)
 
 
+def N_(text: str) -> str:
+    """Mark a text that `_` translates later, when it is shown."""
+    return text
+
+
 def _from_locale() -> str:
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     found = next(filter(None, names), None) or locale.getlocale()[0] or ""

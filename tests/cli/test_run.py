@@ -96,6 +96,10 @@ def test_sampler_options_reach_the_engine(models: Path) -> None:
     arguments = ("run", model, "hi", "--json", "--max-tokens", "8", "--temp", "0")
     first = edgeqwen(*arguments).json
     assert (first["stop_reason"], first["stats"]["completion_tokens"]) == ("length", 8)
+    edgeqwen("config", "set", "sampler.max_tokens", "5")
+    configured = edgeqwen("run", model, "hi", "--json", "--temp", "0").json
+    assert configured["stats"]["completion_tokens"] == 5
+    assert edgeqwen(*arguments).json["stats"]["completion_tokens"] == 8, "the command line goes first"
     stopped = edgeqwen(*arguments, "--stop", first["text"][3:5]).json
     assert stopped["stop_reason"] == "stop"
     assert first["text"].startswith(stopped["text"])

@@ -186,6 +186,15 @@ def test_json_carries_a_chat_to_another_history(history: History, tmp_path: Path
     assert history.load(chat.id) == said
 
 
+def test_names_of_models_in_a_file_lose_their_control_characters(history: History, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    file.write_bytes(to_json("t", talk("q", "a")).replace(b'"qwen3-4b"', b'"\\u001b]0;x\\u0007evil"'))
+    assert import_chats(file, history) == 1
+    answer = history.load(1).branch()[-1]
+    assert answer.made
+    assert answer.made.model == "]0;xevil"
+
+
 def test_markdown_shows_the_branch_in_use() -> None:
     text = to_markdown("Title", talk("q", "a"))
     assert text.startswith("# Title\n\n> be brief\n\n## You\n\nq\n\n## qwen3-4b\n\n<details>")
