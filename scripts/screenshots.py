@@ -2,8 +2,9 @@
 
     python scripts/screenshots.py [SCENE...]
 
-The chat in them was held with a real model, and its figures are those that were measured then; it lies beside this
-script. Machine and clock stand still, so that the same code draws the same picture: a test compares them byte by byte.
+The chat in them was held with a real model, and its figures are those that were measured then; it lies beside
+this script. Machine and clock stand still, so that the same code draws the same picture: a test compares them
+byte by byte.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
-
-os.environ.update(TZ="UTC", TEXTUAL_ANIMATIONS="none", TEXTUAL_COLOR_SYSTEM="truecolor")
-time.tzset()
 
 from textual.pilot import Pilot
 
@@ -99,6 +97,9 @@ def _machine_that_stands_still() -> Iterator[None]:
     with ExitStack() as stack:
         for name, value in readings.items():
             stack.enter_context(mock.patch(f"edgeqwen.tui.{name}", return_value=value))
+        stack.callback(time.tzset)
+        stack.enter_context(mock.patch.dict(os.environ, TZ="UTC"))
+        time.tzset()
         yield
 
 
@@ -117,6 +118,7 @@ def _library(folder: Path, scene: Scene) -> Library:
 async def _take(library: Library, scene: Scene) -> str:
     set_language("en")
     app = EdgeApp(library, Start(chat=scene.chat))
+    app.animation_level = "none"
     async with app.run_test(size=scene.size) as pilot:
         while app.gauge.sample is None:
             await pilot.pause(0.05)

@@ -1,9 +1,9 @@
-"""Brings the interface's translations up to date: collects its texts, merges them into the .po files, writes the .mo.
+"""Brings the translations up to date: collects the interface's texts, merges them into .po, writes .mo.
 
     python scripts/translate.py
 
-Texts that have no translation yet are named; fill them in in edgeqwen/tui/locale/*/LC_MESSAGES/edgeqwen.po and run it
-again. A test holds that nothing is missing and that the .mo files say what the .po files say.
+Texts that have no translation yet are named; fill them in in edgeqwen/tui/locale/*/LC_MESSAGES/edgeqwen.po
+and run it again. A test holds that nothing is missing and that the .mo files say what the .po files say.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOCALE = ROOT / "edgeqwen/tui/locale"
 
 
 def texts() -> Catalog:
-    """Return every text of the interface, as it stands in the code: in `_(...)`, `N_(...)`, and titles of commands.
+    """Return every text of the interface in the code: in `_(...)`, `N_(...)`, and the titles of commands.
 
     The code is parsed, because Babel's own extractor does not look into f-strings.
     """
