@@ -70,6 +70,11 @@ class Paths:
         return self.state / "kv"
 
     @property
+    def running(self) -> Path:
+        """What runs now, a file per front end."""
+        return self.state / "running"
+
+    @property
     def bench(self) -> Path:
         """What was measured of models, a run per line."""
         return self.state / "bench.jsonl"
@@ -127,6 +132,11 @@ def shipped_catalogue() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "models.toml"
     return inside if inside.is_file() else package.parent / "models.toml"
+
+
+def shipped_models() -> Path:
+    """Return the store of what comes with edgeqwen; it is only ever read."""
+    return Path(__file__).resolve().parent / "demo"
 
 
 def shipped_licence(key: str) -> Path | None:

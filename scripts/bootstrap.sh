@@ -1,5 +1,9 @@
 # Makes .venv with edgeqwen in it, or does nothing when it is there already. Sourced by scripts/run and
 # scripts/test, which say with what extra: `prepare ""` or `prepare dev`.
+#
+# EDGEQWEN_PYTHON       the Python to use
+# EDGEQWEN_WHEEL_INDEX  a package index with ready-made wheels of llama-cpp-python; nothing is compiled then
+# CMAKE_ARGS            how to build llama.cpp, such as -DGGML_CUDA=ON; else: for this CPU, text only
 
 fail() {
   printf 'error: %s\n' "$1" >&2
@@ -18,7 +22,7 @@ find_python() {
     found=$("$candidate" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) || continue
     "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue
     "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
-      fail "$candidate has no venv module; install it (on Debian and Raspberry Pi OS: sudo apt install python3-venv)"
+      fail "$candidate has no venv module; install it: $(how_to_install venv)"
     command -v "$candidate"
     return
   done
@@ -26,26 +30,68 @@ find_python() {
   fail "Python $found is too old; install Python 3.11 or newer, or name one with EDGEQWEN_PYTHON"
 }
 
-# llama.cpp is built from source unless pip has kept the wheel of an earlier build.
-check_compiler() {
-  local compiler
-  for compiler in ${CXX:-} c++ g++ clang++; do
-    command -v "$compiler" >/dev/null 2>&1 && return
-  done
-  .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q llama_cpp_python && return
-  fail "no C++ compiler was found; install one (Debian, Raspberry Pi OS: sudo apt install g++; macOS: xcode-select --install)"
+# Prints the command that installs a compiler or Python's venv module on this system.
+how_to_install() {
+  local what=$1 system=""
+  if [ "$(uname -s 2>/dev/null)" = Darwin ]; then
+    [ "$what" = compiler ] && echo "xcode-select --install" || echo "brew install python@3.12"
+    return
+  fi
+  [ -r "${EDGEQWEN_OS_RELEASE:-/etc/os-release}" ] &&
+    system=$(. "${EDGEQWEN_OS_RELEASE:-/etc/os-release}" && echo "${ID:-} ${ID_LIKE:-}")
+  case "$what $system" in
+    compiler*fedora* | compiler*rhel*) echo "sudo dnf install gcc-c++ python3-devel" ;;
+    compiler*suse*) echo "sudo zypper install gcc-c++ python3-devel" ;;
+    compiler*arch*) echo "sudo pacman -S --needed gcc" ;;
+    compiler*alpine*) echo "sudo apk add g++ linux-headers python3-dev" ;;
+    compiler*) echo "sudo apt install g++ python3-dev" ;;
+    venv*fedora* | venv*rhel*) echo "sudo dnf install python3" ;;
+    venv*suse*) echo "sudo zypper install python3" ;;
+    venv*arch*) echo "sudo pacman -S --needed python" ;;
+    venv*alpine*) echo "sudo apk add python3" ;;
+    *) echo "sudo apt install python3-venv" ;;
+  esac
 }
 
-# As many compiler processes as there are cores, but 1.5 GB of memory for each.
-build_jobs() {
-  local cores memory_kb jobs
-  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-  if [ -r /proc/meminfo ]; then
-    memory_kb=$(awk '/MemAvailable/ {print $2}' /proc/meminfo)
-  else
-    memory_kb=$(($(sysctl -n hw.memsize 2>/dev/null || echo 4294967296) / 1024))
+has_kept_wheel() {
+  .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q llama_cpp_python
+}
+
+# llama.cpp is built from source unless pip has kept the wheel of an earlier build, or an index has one.
+check_build() {
+  local compiler found="" free_kb memory_kb
+  [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ] && return
+  has_kept_wheel && return
+  for compiler in ${CXX:-} c++ g++ clang++; do
+    command -v "$compiler" >/dev/null 2>&1 && found=$compiler && break
+  done
+  [ -n "$found" ] || fail "no C++ compiler was found; install one: $(how_to_install compiler)
+or name an index with ready-made wheels of llama-cpp-python in EDGEQWEN_WHEEL_INDEX"
+  free_kb=$(df -Pk . 2>/dev/null | awk 'NR == 2 {print $4}') || free_kb=""
+  if [ -n "$free_kb" ] && [ "$free_kb" -lt 1500000 ]; then
+    fail "$((free_kb / 1000)) MB are free here, and building llama.cpp takes 1,500 MB; free some, or use another disk"
   fi
-  jobs=$((memory_kb / 1500000))
+  memory_kb=$(available_kb)
+  if [ "$memory_kb" -lt 1000000 ]; then
+    say "warning: $((memory_kb / 1000)) MB of memory and swap are available; the compiler takes up to 1,000 MB and may be"
+    say "         killed. More swap helps (Raspberry Pi OS: scripts/install-pi.sh sees to it), or EDGEQWEN_WHEEL_INDEX"
+  fi
+}
+
+# Memory that can be had, and free swap.
+available_kb() {
+  if [ -r "${EDGEQWEN_MEMINFO:-/proc/meminfo}" ]; then
+    awk '/MemAvailable|SwapFree/ {sum += $2} END {print sum}' "${EDGEQWEN_MEMINFO:-/proc/meminfo}"
+  else
+    echo $(($(sysctl -n hw.memsize 2>/dev/null || echo 4294967296) / 1024))
+  fi
+}
+
+# As many compiler processes as there are cores, but 1.5 GB of memory for each: a 1 GB board gets one.
+build_jobs() {
+  local cores jobs
+  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+  jobs=$(($(available_kb) / 1500000))
   [ "$jobs" -gt "$cores" ] && jobs=$cores
   [ "$jobs" -lt 1 ] && jobs=1
   echo "$jobs"
@@ -102,13 +148,22 @@ prepare() {
     rm -rf .venv
     "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
   fi
-  check_compiler
-  say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
+  check_build
+  local from=()
+  if [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ]; then
+    say "installing edgeqwen and what it needs, llama.cpp ready-made from $EDGEQWEN_WHEEL_INDEX"
+    from=(--extra-index-url "$EDGEQWEN_WHEEL_INDEX" --only-binary llama-cpp-python)
+  else
+    say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
+  fi
   export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(build_jobs)}
   export CMAKE_ARGS=${CMAKE_ARGS:-$(build_arguments)}
   run_logged .venv/install.log .venv/bin/python -m pip install --disable-pip-version-check \
-    -c scripts/constraints.txt -e "$target" || {
+    -c scripts/constraints.txt ${from[@]+"${from[@]}"} -e "$target" || {
     tail -n 15 .venv/install.log >&2
+    if [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ] && grep -q 'llama-cpp-python' .venv/install.log; then
+      say "if the index has no wheel for this Python and system, unset EDGEQWEN_WHEEL_INDEX: it is built here then"
+    fi
     fail "the installation failed; the whole log is .venv/install.log"
   }
   echo "$want $PWD" >"$stamp"

@@ -29,6 +29,7 @@ _CAPABILITIES = {
     "fill-in-the-middle",
     "long-context",
     "embedding",
+    "demo",
 }
 
 

@@ -3,8 +3,8 @@
     python scripts/soak.py MODEL.gguf [--requests 1000] [--slots 3] [--seed 1]
 
 The real worker, as a process. Answers that were not cancelled are asked again, each of a worker of its own
-that has read nothing else; where the two differ, the difference is shown. Exits 1 when the worker's memory grew
-by more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the
+that has read nothing else; where the two differ, the difference is shown. Exits 1 when the worker's memory
+grew by more than 3 % after the first tenth, when a request got no closing frame, or when over 5 % of the
 answers differ: neighbours in a batch change the rounding, and with it ties.
 """
 

@@ -114,7 +114,7 @@ class Desk:
             self.is_answering = False
             reply = self.session.reply
             if reply and reply.finished:
-                self.host.remember_memory(reply.finished.stats)
+                self.host.count(reply.finished.stats)
             await self._save()
 
     async def stop(self) -> None:

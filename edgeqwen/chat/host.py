@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from edgeqwen.chat.loading import LoadOptions, LoadPlan, plan_load, saved_params
+from edgeqwen.chat.running import RunningFile
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Ready, Stats
 from edgeqwen.errors import InvalidInput
@@ -46,13 +47,14 @@ class ModelHost:
         self._library, self._available_bytes = library, available_bytes
         self.client = WorkerClient(library.paths.logs)
         self.loaded: Loaded | None = None
+        self._running = RunningFile(library.paths.running)
         self._is_remembered = False
 
     def find(self, ref: str) -> Located:
         """Return what a ref means. Raises InvalidInput, UnknownModel, NotInstalled, StoreError."""
         located = locate(ref, self._library.store, self._library.catalogue)
         model = located.model
-        if model and "chat" not in model.capabilities:
+        if model and not model.can_chat:
             raise InvalidInput(f"{model.ref} is made for {' and '.join(model.capabilities)}; it cannot chat")
         return located
 
@@ -75,15 +77,21 @@ class ModelHost:
             raise
         self._is_remembered = False
         self.loaded = Loaded(located, plan, ready)
+        params = plan.params
+        self._running.begin(
+            next_client.pid or 0, located.name, ready.n_ctx, params.n_threads, ready.n_gpu_layers
+        )
         return self.loaded
 
     async def close(self) -> None:
         """End the worker, which saves what its cache holds; after it no model is loaded."""
         self.loaded = None
+        self._running.end()
         await self.client.close()
 
-    def remember_memory(self, stats: Stats) -> None:
-        """Remember what the model took, once per load: `fit` corrects its estimates by it."""
+    def count(self, stats: Stats) -> None:
+        """Keep the counters of an answer for `ps`, and once per load the memory for `fit`."""
+        self._running.add(stats)
         plan = self.loaded.plan if self.loaded else None
         if plan and plan.load and plan.estimate and stats.completion_tokens and not self._is_remembered:
             self._library.measured.put(plan.load, plan.estimate.total, stats.rss_bytes)

@@ -37,6 +37,8 @@ class Reply:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Tokens of the prompt that the cache held, in memory or on disk."""
+    restored_tokens: int = 0
+    """Those of them that came from disk."""
     n_tokens: int = 0
     """Tokens so far, thinking included."""
     n_thinking: int = 0
@@ -150,6 +152,7 @@ async def _pieces(reply: Reply, events: AsyncGenerator[Event]) -> AsyncGenerator
                 splitter = ThinkingSplitter(event.in_thinking)
                 reply.dropped = event.dropped
                 reply.prompt_tokens, reply.cached_tokens = event.prompt_tokens, event.cached_tokens
+                reply.restored_tokens = event.restored_tokens
             elif isinstance(event, Prefill):
                 yield event
             elif isinstance(event, TextDelta):

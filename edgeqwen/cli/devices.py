@@ -12,7 +12,7 @@ from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Device
+from edgeqwen.engine.protocol import Devices
 
 
 @click.command()
@@ -23,7 +23,7 @@ def devices(invocation: Invocation) -> None:
 
     GPUs show up where llama-cpp-python was built for them: CUDA, Vulkan, Metal.
     """
-    found = asyncio.run(_ask(invocation))
+    found = asyncio.run(_ask(invocation)).devices
     if invocation.as_json:
         output.document([msgspec.structs.asdict(device) for device in found])
         return
@@ -34,6 +34,6 @@ def devices(invocation: Invocation) -> None:
     output.table(("DEVICE", "KIND", "DESCRIPTION", ">FREE", ">MEMORY"), rows)
 
 
-async def _ask(invocation: Invocation) -> tuple[Device, ...]:
+async def _ask(invocation: Invocation) -> Devices:
     async with WorkerClient(invocation.paths.logs) as client:
         return await client.devices()

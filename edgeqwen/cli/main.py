@@ -42,6 +42,8 @@ VERBS = {
     "du": _Verb("space:du", "Say what the models take on disk."),
     "prune": _Verb("space:prune", "Remove what unfinished downloads and imports have left."),
     "bench": _Verb("bench:bench", "Measure how fast a model is on this machine."),
+    "doctor": _Verb("health:doctor", "Look for what is wrong, and say what to do."),
+    "ps": _Verb("health:ps", "Show the models that are loaded, by whom, and how fast they answer."),
     "devices": _Verb("devices:devices", "List what llama.cpp can compute on here."),
     "kv": _Verb("kv:kv", "See and clear the saved KV caches of conversations."),
     "config": _Verb("config:config", "Read and change settings."),

@@ -70,8 +70,9 @@ def list_models(invocation: Invocation, everything: bool, partial: bool) -> None
     if partial:
         list_leftovers(invocation)
         return
-    entries = invocation.store.entries()
-    for path in invocation.store.broken_manifests():
+    store = invocation.store
+    entries = store.entries() + (store.shipped() if everything else [])
+    for path in store.broken_manifests():
         output.note(f"warning: {path} cannot be read, so its model is left out")
     installed = {entry.manifest.model for entry in entries}
     others = [
@@ -88,7 +89,8 @@ def list_models(invocation: Invocation, everything: bool, partial: bool) -> None
     else:
         output.note("no model is installed yet")
         output.note(
-            "\nhint: `edgeqwen list --all` shows what `edgeqwen pull` can get; `edgeqwen import` takes a file"
+            "\nhint: `edgeqwen list --all` shows what `edgeqwen pull` can get, "
+            "`edgeqwen import` takes a file, `edgeqwen run demo` talks to the built-in demo"
         )
 
 

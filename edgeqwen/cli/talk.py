@@ -206,7 +206,7 @@ class Talk:
         if reply and reply.dropped:
             self._tell_dropped(reply.dropped)
         if reply and reply.finished:
-            self._host.remember_memory(reply.finished.stats)
+            self._host.count(reply.finished.stats)
         if reply is None or reply.finished is None or reply.finished.stop_reason != "length":
             return
         limit = self.session.sampler.max_tokens

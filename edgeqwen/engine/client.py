@@ -20,7 +20,6 @@ from edgeqwen.engine.protocol import (
     Cancel,
     Close,
     Command,
-    Device,
     Devices,
     Event,
     Failed,
@@ -96,7 +95,7 @@ class WorkerClient:
             elif isinstance(event, Failed):
                 raise event.error()
 
-    async def devices(self) -> tuple[Device, ...]:
+    async def devices(self) -> Devices:
         """Return what llama.cpp can compute on here, starting the process if need be. Raises EngineError."""
         if self._process is None:
             await self.start()
@@ -106,7 +105,7 @@ class WorkerClient:
         if isinstance(event, Failed):
             raise event.error()
         assert isinstance(event, Devices)
-        return event.devices
+        return event
 
     def next_id(self) -> int:
         """Return a new request id."""

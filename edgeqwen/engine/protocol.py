@@ -255,6 +255,8 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, tag="devices"):
     """What there is to compute on."""
 
     devices: tuple[Device, ...]
+    features: tuple[str, ...] = ()
+    """What llama.cpp was built to use of the CPU, in its own words: AVX2, DOTPROD."""
 
 
 class Dropped(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +275,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     id: int
     prompt_tokens: int
     cached_tokens: int
+    restored_tokens: int = 0
+    """Those of `cached_tokens` that came from disk."""
     in_thinking: bool
     """The prompt ends inside a thinking block, so the answer starts there."""
     dropped: Dropped | None = None

@@ -42,3 +42,13 @@ def _quota(file: Path) -> int | None:
         return None if limit == "max" else math.ceil(int(limit) / int(period))
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def cpu_features(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the CPU's features by the kernel's names (avx2, asimddp); empty where there is no such file."""
+    try:
+        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(found.partition(":")[2].split())

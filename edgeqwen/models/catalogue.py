@@ -106,6 +106,7 @@ class Model:
     capabilities: tuple[str, ...]
     thinking: Thinking
     repo: str
+    """Hub repository; empty for what comes with edgeqwen."""
     revision: str
     default_quant: str
     shape: Shape
@@ -120,6 +121,10 @@ class Model:
     """Vision towers (mmproj files), which are no models of their own."""
     ref: str = ""
     """Set by the catalogue: the key of the model's table."""
+
+    @property
+    def can_chat(self) -> bool:
+        return "chat" in self.capabilities or "demo" in self.capabilities
 
     def variant(self, quant: str) -> Variant | None:
         """Return the first variant of this quant, which is the one to offer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from edgeqwen.paths import Paths, expand, shipped_catalogue, site_stores, user_paths
+from edgeqwen.paths import Paths, expand, shipped_catalogue, shipped_models, site_stores, user_paths
 
 if TYPE_CHECKING:
     from edgeqwen.config import Config
@@ -45,7 +45,7 @@ class Library:
         settings = self.config.store
         roots = (settings.moving_from, *settings.roots) if settings.moving_from else settings.roots
         own = expand(settings.path) if settings.path else self.paths.models
-        return Store(own, (*(expand(root) for root in roots), *site_stores()))
+        return Store(own, (*(expand(root) for root in roots), *site_stores()), shipped_models())
 
     @cached_property
     def stamps(self) -> Stamps:

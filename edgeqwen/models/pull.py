@@ -89,6 +89,8 @@ def plan_pull(ref: ModelRef, catalogue: Catalogue, sources: Sources, heads: Head
     if ref.model is None:
         raise InvalidInput(f"{ref} is a path; `edgeqwen import` takes files")
     model = catalogue.find(ref)
+    if not model.repo:
+        raise InvalidInput(f"{model.ref} comes with edgeqwen; `edgeqwen run {model.ref}` needs no pull")
     variant = _variant(model, ref)
     origins = origins_in_catalogue(model, variant)
     facts = heads.known(origins) or facts_from_catalogue(model, variant)

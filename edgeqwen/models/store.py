@@ -114,8 +114,8 @@ class FileCheck:
 class Store:
     """The user's own root and the read-only ones after it, searched in that order."""
 
-    def __init__(self, root: Path, extra: tuple[Path, ...] = ()) -> None:
-        self.root = root
+    def __init__(self, root: Path, extra: tuple[Path, ...] = (), shipped: Path | None = None) -> None:
+        self.root, self._shipped = root, shipped
         self._roots = (root, *(path for path in extra if path != root))
 
     @property
@@ -137,6 +137,10 @@ class Store:
             for entry in _scan(root, is_writable=root == self.root):
                 found.setdefault(entry.ref, entry)
         return sorted(found.values(), key=lambda entry: (entry.manifest.model, entry.size))
+
+    def shipped(self) -> list[Entry]:
+        """Return what came with edgeqwen: found by its name, and not counted among what is installed."""
+        return list(_scan(self._shipped, is_writable=False)) if self._shipped else []
 
     def broken_manifests(self) -> list[Path]:
         """Return manifests that are there but cannot be read."""
@@ -170,7 +174,7 @@ class Store:
         if ref.model is None:
             raise NotInstalled(f"{ref} is not installed", ref=str(ref))
         name = ref.model
-        entries = self.entries()
+        entries = [*self.entries(), *self.shipped()]
         installed = {entry.manifest.model for entry in entries}
         spellings = [name, f"{name}-{normal_name(ref.quant)}"] if ref.quant else [name]
         for spelling, quant in zip(spellings, (ref.quant, None), strict=False):
@@ -210,6 +214,8 @@ class Store:
         """Delete an entry, manifest first, and return the bytes freed. Raises StoreError."""
         if not entry.is_writable:
             message = f"{entry.ref} lies in {entry.folder}, which edgeqwen only reads"
+            if self._shipped and entry.folder.is_relative_to(self._shipped):
+                message = f"{entry.ref} came with edgeqwen and goes with it"
             raise StoreError(message, path=str(entry.folder), cause="no_permission")
         freed = sum(
             path.stat().st_size for path in entry.paths() if path.exists() and path.stat().st_nlink == 1

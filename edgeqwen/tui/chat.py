@@ -120,7 +120,18 @@ class ChatScreen(Screen[None]):
         await self.transcript.welcome([Welcome(self.library)])
 
     def on_welcome_chosen(self, event: Welcome.Chosen) -> None:
-        self._run_command("models", event.ref if event.ref.startswith("/") else "")
+        if event.what == "download":
+            self._offer(event.ref)
+        elif event.what == "load":
+            self.load(event.ref)
+        else:
+            self._run_command("models", "")
+
+    @work
+    async def _offer(self, ref: str) -> None:
+        from edgeqwen.tui.screens.models import offer_download
+
+        await offer_download(self.app, self.library, self.queue, ref)
 
     @work(exclusive=True, group="load")
     async def load(self, ref: str) -> None:
@@ -249,6 +260,9 @@ class ChatScreen(Screen[None]):
         if reply and reply.finished:
             self.gauge.count(reply.finished.stats)
             self.record.answers.append(reply.finished.stats)
+        if reply and reply.restored_tokens:
+            text = _("{n} tokens of this chat came back from disk and were not read again")
+            self.tell(text.format(n=f"{reply.restored_tokens:,}"))
         if reply and reply.dropped:
             text = _("the context was full: {n} earlier messages ({m} tokens) were not shown to the model")
             n_messages = len(reply.dropped.messages) + len(reply.dropped.thinking_of)
@@ -379,7 +393,8 @@ class ChatScreen(Screen[None]):
         if self._answering and (reply := self.desk.session.reply):
             self.gauge.n_context = reply.prompt_tokens + reply.n_tokens
         if second or not self.is_answering:
-            self.query_one(StatusBar).draw(self.gauge)
-        side = self.query_one("#side-monitor", MonitorView)
-        if second and side.display:
-            side.draw(self.gauge, self.record)
+            for bar in self.query(StatusBar):  # none while the program closes
+                bar.draw(self.gauge)
+        for side in self.query("#side-monitor").results(MonitorView):
+            if second and side.display:
+                side.draw(self.gauge, self.record)

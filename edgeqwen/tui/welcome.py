@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -23,17 +25,18 @@ class Welcome(Vertical):
     """A message like others: it takes no key that is typed into the prompt."""
 
     class Chosen(Event):
-        """A way was chosen: `ref` to download, or "" for the list of models."""
+        """A way was chosen."""
 
-        def __init__(self, ref: str) -> None:
+        def __init__(self, what: Literal["download", "load", "list"], ref: str = "") -> None:
             super().__init__()
-            self.ref = ref
+            self.what, self.ref = what, ref
 
     def __init__(self, library: Library) -> None:
         super().__init__(classes="message welcome")
         available = available_bytes()
         choice = recommend(library.catalogue, "chat", Machine(available, memory_bytes_per_s()))
         self._ref = choice.ref if choice else ""
+        self._demo = next((entry.ref for entry in library.store.shipped()), "")
         lines = [
             _("Welcome. There is no model on this machine yet."),
             _("{n} of memory are available, {c} CPU cores can be used.").format(
@@ -62,8 +65,15 @@ class Welcome(Vertical):
         yield Static(self._text, markup=False)
         if self._ref:
             yield Button(_("Download {ref}").format(ref=self._ref), id="recommended", variant="primary")
+        if self._demo:
+            yield Button(_("Try the built-in demo"), id="demo")
         yield Button(_("Show all models (Ctrl+O)"), id="all-models")
 
     @on(Button.Pressed)
     def _choose(self, event: Button.Pressed) -> None:
-        self.post_message(self.Chosen(self._ref if event.button.id == "recommended" else ""))
+        if event.button.id == "recommended":
+            self.post_message(self.Chosen("download", self._ref))
+        elif event.button.id == "demo":
+            self.post_message(self.Chosen("load", self._demo))
+        else:
+            self.post_message(self.Chosen("list"))

@@ -6,6 +6,7 @@ Reads the device list of the shipped ggml libraries, which llama-cpp-python does
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -66,6 +67,12 @@ def list_devices() -> tuple[Device, ...]:
     return tuple(
         _read(base, ggml.ggml_backend_dev_get(index)) for index in range(ggml.ggml_backend_dev_count())
     )
+
+
+def list_features() -> tuple[str, ...]:
+    """Return what the build uses of the CPU, by the names that llama.cpp prints when it starts."""
+    text = L.llama_print_system_info().decode("utf-8", "replace")
+    return tuple(re.findall(r"(\w+) = 1\b", text))
 
 
 def _read(base: Any, handle: int) -> Device:  # noqa: ANN401 - a ctypes library

@@ -183,10 +183,10 @@ class Worker:
 
 
 def _list_devices() -> Event:
-    from edgeqwen.worker.devices import list_devices  # loads llama.cpp
+    from edgeqwen.worker.devices import list_devices, list_features  # loads llama.cpp
 
     try:
-        return Devices(devices=list_devices())
+        return Devices(devices=list_devices(), features=list_features())
     except EdgeQwenError as error:
         return Failed.of(error)
 

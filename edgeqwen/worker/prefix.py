@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from edgeqwen.worker.engine import Engine
 from edgeqwen.worker.saved import SavedStates, State, common_prefix
@@ -35,6 +36,16 @@ class CachedSequence:
     """After a shift: where the values begin that remember what was dropped; None: nowhere."""
 
 
+class Place(NamedTuple):
+    """Where a prompt goes."""
+
+    sequence: CachedSequence
+    n_cached: int
+    """Tokens of the prompt that are there already."""
+    is_restored: bool = False
+    """They came from disk."""
+
+
 class PrefixCache:
     """All sequences of one engine."""
 
@@ -44,10 +55,8 @@ class PrefixCache:
         self._engine, self._all, self._saved = engine, sequences, saved
         self._n_placed = 0
 
-    def place(
-        self, prompt: list[int], idle: Collection[CachedSequence], *, may_shift: bool
-    ) -> tuple[CachedSequence, int]:
-        """Choose a sequence for a prompt and bring it as far as the cache can; returns it and its length.
+    def place(self, prompt: list[int], idle: Collection[CachedSequence], *, may_shift: bool) -> Place:
+        """Choose a sequence for a prompt and bring it as far as the cache can.
 
         The last token is never taken from the cache, which holds no logits. `may_shift` allows stretches that
         have moved down because something before them was left out.
@@ -64,9 +73,9 @@ class PrefixCache:
         target = self._target(best, n_best, idle)
         target.used = self._n_placed
         if may_shift and self._shift(target, prompt, limit):
-            return target, len(target.tokens)
+            return Place(target, len(target.tokens))
         if n_saved := self._from_disk(target, prompt, limit, n_best):
-            return target, n_saved
+            return Place(target, n_saved, is_restored=True)
         if target is not best:
             self._leave(target)
             if n_best >= _WORTH_COPYING:
@@ -77,7 +86,7 @@ class PrefixCache:
         elif len(target.tokens) - n_best >= _WORTH_SAVING:
             self._leave(target)
         self.cut(target, usable(target))
-        return target, len(target.tokens)
+        return Place(target, len(target.tokens))
 
     def cut(self, sequence: CachedSequence, length: int) -> None:
         """Forget everything from `length` on, or from the last checkpoint before it."""

@@ -146,9 +146,10 @@ class Scheduler:
 
     def _start(self, job: Job, idle: list[Slot]) -> Started:
         job.started_at = self._clock()
-        slot, n_cached = self._prefix.place(job.prompt, idle, may_shift=job.dropped is not None)
+        place = self._prefix.place(job.prompt, idle, may_shift=job.dropped is not None)
+        slot = place.sequence
         assert isinstance(slot, Slot)
-        job.cached = job.prefill_told = n_cached
+        job.cached = job.prefill_told = place.n_cached
         job.checkpoints = self._checkpoints(job.prompt)
         job.sampler = self._engine.open_sampler(job.request.sampler, job.seed)
         slot.goal, slot.job = list(job.prompt), job
@@ -158,7 +159,8 @@ class Scheduler:
         return Started(
             id=job.request.id,
             prompt_tokens=len(job.prompt),
-            cached_tokens=n_cached,
+            cached_tokens=place.n_cached,
+            restored_tokens=place.n_cached if place.is_restored else 0,
             in_thinking=job.in_thinking,
             dropped=job.dropped,
         )

@@ -14,7 +14,22 @@ import pytest
 from tests.support.hub import Hub
 
 REPOSITORY = Path(__file__).parents[2]
-TOOLS = ("bash", "dirname", "cat", "cksum", "awk", "getconf", "grep", "rm", "mkdir", "env")
+TOOLS = (
+    "bash",
+    "dirname",
+    "cat",
+    "cksum",
+    "awk",
+    "df",
+    "getconf",
+    "grep",
+    "rm",
+    "mkdir",
+    "env",
+    "uname",
+    "tail",
+    "sleep",
+)
 
 
 @pytest.fixture
@@ -38,10 +53,10 @@ def bare_path(tmp_path: Path) -> Path:
     return folder
 
 
-def run(clone: Path, path: Path) -> subprocess.CompletedProcess[str]:
+def run(clone: Path, path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [clone / "scripts" / "run", "--version"],
-        env={"PATH": str(path), "HOME": str(clone)},
+        env={"PATH": str(path), "HOME": str(clone), **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -69,20 +84,69 @@ def test_an_old_python_is_named(clone: Path, bare_path: Path) -> None:
 
 def test_a_python_without_venv_is_named(clone: Path, bare_path: Path) -> None:
     program(bare_path / "python3", 'case "$2" in *print*) echo 3.12.1;; *ensurepip*) exit 1;; esac')
-    done = run(clone, bare_path)
+    done = run(clone, bare_path, EDGEQWEN_OS_RELEASE=os_release(clone, "ID=raspbian", "ID_LIKE=debian"))
     assert done.returncode == 1
-    assert "apt install python3-venv" in done.stderr
+    assert "sudo apt install python3-venv" in done.stderr
 
 
-def test_without_a_compiler_it_says_what_to_install(clone: Path, bare_path: Path) -> None:
-    program(
-        bare_path / "python3",
-        'case "$1 $2" in *print*) echo 3.12.1;; "-m venv") mkdir -p .venv/bin;; "-m pip") exit 1;; esac',
+def os_release(clone: Path, *lines: str) -> str:
+    file = clone / "os-release"
+    file.write_text("\n".join(lines) + "\n")
+    return str(file)
+
+
+def python_that_makes_environments(folder: Path) -> None:
+    """Put a Python there whose environments record what pip is asked for, and whose pip has kept nothing."""
+    inner = (
+        'case "$1 $2 $3" in "-m pip cache") exit 1;; '
+        '"-m pip install") echo "$@" >pip-arguments; exit 1;; esac'
     )
-    done = run(clone, bare_path)
+    made = f"mkdir -p .venv/bin; printf '#!%s\\n%s\\n' '{shutil.which('bash')}' '{inner}' >.venv/bin/python"
+    program(
+        folder / "python3",
+        f'case "$1 $2" in *print*) echo 3.12.1;; "-m venv") {made}; chmod +x .venv/bin/python;; esac',
+    )
+
+
+@pytest.mark.parametrize(
+    ("system", "command"),
+    [
+        ("ID=debian", "sudo apt install g++ python3-dev"),
+        ("ID=fedora", "sudo dnf install gcc-c++ python3-devel"),
+        ("ID=opensuse-leap\nID_LIKE='suse opensuse'", "sudo zypper install gcc-c++"),
+        ("ID=manjaro\nID_LIKE=arch", "sudo pacman -S --needed gcc"),
+        ("ID=alpine", "sudo apk add g++ linux-headers"),
+    ],
+)
+def test_without_a_compiler_it_says_what_to_install(
+    clone: Path, bare_path: Path, system: str, command: str
+) -> None:
+    python_that_makes_environments(bare_path)
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    done = run(clone, bare_path, EDGEQWEN_OS_RELEASE=os_release(clone, system))
     assert done.returncode == 1
     assert "no C++ compiler was found" in done.stderr
-    assert "apt install g++" in done.stderr
+    assert command in done.stderr
+
+
+def test_an_index_of_wheels_needs_no_compiler(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path)
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    done = run(clone, bare_path, EDGEQWEN_WHEEL_INDEX="http://localhost/wheels")
+    asked = (clone / "pip-arguments").read_text()
+    assert "--extra-index-url http://localhost/wheels --only-binary llama-cpp-python" in asked
+    assert "compiler" not in done.stderr
+
+
+def test_little_memory_is_told_and_compiles_one_file_at_a_time(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path)
+    for tool in ("chmod", "true"):
+        (bare_path / tool).symlink_to(shutil.which(tool) or "")
+    program(bare_path / "g++", "exit 0")
+    meminfo = clone / "meminfo"
+    meminfo.write_text("MemTotal: 900000 kB\nMemAvailable: 500000 kB\nSwapFree: 99000 kB\n")
+    done = run(clone, bare_path, EDGEQWEN_MEMINFO=str(meminfo))
+    assert "warning: 599 MB of memory and swap are available" in done.stderr
 
 
 def test_the_bench_ends_with_one_json_line(models: Path) -> None:

@@ -30,6 +30,10 @@ def cached(answer: Answer) -> int:
     return next(event.cached_tokens for event in answer.events if isinstance(event, Started))
 
 
+def restored(answer: Answer) -> int:
+    return next(event.restored_tokens for event in answer.events if isinstance(event, Started))
+
+
 def kill_while_saving(pid: int, folder: Path, delay_s: float) -> None:
     """Kill a process some time after its first file is there; it may be faster than that."""
     deadline = time.monotonic() + 5
@@ -70,7 +74,8 @@ async def test_two_workers_may_keep_one_conversation(models: Path, tmp_path: Pat
     async with WorkerClient(tmp_path / "logs") as client:
         await client.load(params(models, folder))
         again = await ask(client, LONG, said.text, "And now?")
-    assert cached(again) > 800
+    assert cached(again) == restored(again) > 800
+    assert restored(said) == restored(also_said) == 0
 
 
 @pytest.mark.parametrize("n_slots", [1, 3])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import work
+from textual.app import App
 from textual.binding import Binding, BindingType
 
 from edgeqwen.errors import EdgeQwenError
@@ -48,6 +49,7 @@ class ModelsScreen(Chooser[str]):
         self._library, self._queue = library, queue
         self._available, self._current = available_bytes, current
         self._installed: dict[str, Entry] = {}
+        self._shipped: set[str] = set()
         self._offered: dict[str, tuple[Model, Variant]] = {}
         self._totals: dict[str, int] = {}
 
@@ -69,7 +71,9 @@ class ModelsScreen(Chooser[str]):
         self._draw()
 
     def _read(self) -> None:
-        self._installed = {entry.ref: entry for entry in self._library.store.entries()}
+        store = self._library.store
+        self._shipped = {entry.ref for entry in store.shipped()}
+        self._installed = {entry.ref: entry for entry in (*store.shipped(), *store.entries())}
         for model in self._library.catalogue.models.values():
             variant = model.variant(model.default_quant)
             if variant is None or "chat" not in model.capabilities:
@@ -92,7 +96,9 @@ class ModelsScreen(Chooser[str]):
         def wanted(ref: str) -> bool:
             return all(word in ref for word in words)
 
-        installed = [self._installed_row(ref) for ref in self._installed if wanted(ref)]
+        here = [ref for ref in self._installed if wanted(ref)]
+        installed = [self._installed_row(ref) for ref in here if ref not in self._shipped]
+        shipped = [self._installed_row(ref) for ref in here if ref in self._shipped]
         others = [ref for ref in self._offered if ref not in self._installed and wanted(ref)]
         running = [self._download_row(one) for one in self._shown_downloads() if wanted(one.ref)]
         busy = {one.ref for one in self._shown_downloads()}
@@ -108,6 +114,7 @@ class ModelsScreen(Chooser[str]):
             (_("installed"), installed),
             (_("fits this machine"), fitting[::-1]),
             (_("needs more memory"), rest),
+            (_("built in"), shipped),
         )
         for title, section in sections:
             if section:
@@ -174,25 +181,8 @@ class ModelsScreen(Chooser[str]):
 
     @work
     async def _download(self, ref: str) -> None:
-        model, variant = self._offered[ref]
-        licence = self._library.catalogue.licences[model.licence]
-        question = _("Download {ref}, {n}?\nLicence: {licence}").format(
-            ref=ref, n=megabytes(variant.size), licence=licence.name
-        )
-        if not licence.commercial_use:
-            question += "\n" + _("It does not allow commercial use: {url}").format(url=licence.url)
-        if not await self.app.push_screen_wait(Confirm(question)):
-            return
-        try:
-            sources = user_sources(self._library.config.pull.sources)
-            plan = await asyncio.to_thread(
-                plan_pull, parse_ref(ref), self._library.catalogue, sources, self._library.heads
-            )
-        except EdgeQwenError as error:
-            self.notify(error.message, severity="error", markup=False)
-            return
-        self._queue.add(plan)
-        self._draw()
+        if await offer_download(self.app, self._library, self._queue, ref):
+            self._draw()
 
     def action_pause(self) -> None:
         download = self._queue.find(self.key or "")
@@ -249,3 +239,26 @@ class ModelsScreen(Chooser[str]):
         except EdgeQwenError as error:
             self.notify(error.message, severity="error", timeout=15, markup=False)
         self.refresh_models()
+
+
+async def offer_download(app: App[object], library: Library, queue: PullQueue, ref: str) -> bool:
+    """Ask whether a model of the catalogue is wanted, with size and licence, and queue it if so."""
+    parsed = parse_ref(ref)
+    model = library.catalogue.find(parsed)
+    variant = model.variant(parsed.quant or model.default_quant)
+    licence = library.catalogue.licences[model.licence]
+    question = _("Download {ref}, {n}?\nLicence: {licence}").format(
+        ref=ref, n=megabytes(variant.size if variant else 0), licence=licence.name
+    )
+    if not licence.commercial_use:
+        question += "\n" + _("It does not allow commercial use: {url}").format(url=licence.url)
+    if not await app.push_screen_wait(Confirm(question)):
+        return False
+    try:
+        sources = user_sources(library.config.pull.sources)
+        plan = await asyncio.to_thread(plan_pull, parsed, library.catalogue, sources, library.heads)
+    except EdgeQwenError as error:
+        app.notify(error.message, severity="error", markup=False)
+        return False
+    queue.add(plan)
+    return True

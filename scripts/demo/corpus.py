@@ -1,0 +1,191 @@
+"""The conversations that the demo model is trained on: questions in many wordings, each with its answer.
+
+Reads the TOML files beside it. Knows the chat format of Qwen3, and nothing of tokens or tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parent
+FILES = ("using", "concepts", "talk", "unknown", "languages")
+_SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant. Answer briefly and exactly; say so when you do not know.",
+    "Be brief.",
+    "Answer in one sentence.",
+)
+_BEFORE = (
+    "please",
+    "hey,",
+    "hello,",
+    "tell me:",
+    "quick question:",
+    "one more thing:",
+    "ok,",
+    "so",
+    "sorry,",
+)
+_AFTER = ("please", "thanks", "please?", "thank you", "??", "!")
+_SUMS = (
+    "What is {} {} {}?",
+    "{} {} {}",
+    "{}{}{}",
+    "{} {} {} =",
+    "how much is {} {} {}",
+    "calculate {} {} {}",
+)
+_TOOLS_HEAD = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+)
+_TOOLS_TAIL = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+    "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+)
+
+
+class Question(NamedTuple):
+    """One wording and what is to be said to it."""
+
+    text: str
+    answer: str
+    thinking: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything the demo is to know."""
+
+    asked: tuple[Question, ...]
+    """What it is trained on."""
+    held_out: tuple[Question, ...]
+    """Other wordings of the same questions, by which it is judged."""
+    tools: tuple[dict[str, object], ...]
+
+
+def load_corpus() -> Corpus:
+    """Read all files."""
+    topics = [topic for name in FILES for topic in _read(name)["topic"]]
+    asked = [one for topic in topics for one in _questions(topic, "ask")]
+    held_out = [one for topic in topics for one in _questions(topic, "held_out")]
+    sums = list(_sums())
+    return Corpus((*asked, *sums), tuple(held_out), tuple(_read("tools")["tool"]))
+
+
+def _read(name: str) -> dict[str, list[dict[str, object]]]:
+    return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _questions(topic: dict[str, object], kind: str) -> Iterator[Question]:
+    name = str(topic["name"]).replace("-", " ")
+    thinking = str(topic.get("think") or f"The question is about {name}.")
+    for text in topic[kind]:  # type: ignore[attr-defined]
+        yield Question(text, str(topic["answer"]), thinking)
+
+
+def _sums() -> Iterator[Question]:
+    for a in range(11):
+        for b in range(11):
+            for sign, result in (("+", a + b), ("-", a - b), ("*", a * b)):
+                if result >= 0 and max(a, b) <= 10:
+                    shape = _SUMS[(a * 7 + b * 3 + ord(sign)) % len(_SUMS)]
+                    text = shape.format(a, sign, b)
+                    yield Question(text, f"{a} {sign} {b} = {result}.", f"This is a sum: {a} {sign} {b}.")
+
+
+class Talker:
+    """Makes conversations as people would hold them; the same seed makes the same ones."""
+
+    def __init__(self, corpus: Corpus, seed: int) -> None:
+        self._corpus, self._random = corpus, random.Random(seed)
+
+    def epoch(self) -> Iterator[list[tuple[str, bool]]]:
+        """Yield conversations in which every question is asked once.
+
+        A conversation is its text in parts; True marks those that the model has to say.
+        """
+        questions = list(self._corpus.asked)
+        self._random.shuffle(questions)
+        while questions:
+            n_turns = self._random.choices((1, 2, 3, 5, 12), (50, 25, 15, 7, 3))[0]
+            yield self._conversation([questions.pop() for _ in range(min(n_turns, len(questions)))])
+            if self._random.random() < 0.02:
+                yield self._tool_call()
+
+    def _conversation(self, questions: list[Question]) -> list[tuple[str, bool]]:
+        mode = self._random.choices(("chat", "think", "told"), (60, 25, 15))[0]
+        parts: list[tuple[str, bool]] = []
+        if self._random.random() < 0.25:
+            parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
+        for question in questions[:-1]:  # earlier turns have lost their thinking, and are not learnt again
+            parts += _turn(self._worded(question.text), "", question.answer)
+        last = questions[-1]
+        text = self._worded(last.text)
+        if mode == "think":
+            thinking = (f"<think>\n{last.thinking}\n</think>\n\n", True)
+        elif mode == "told":
+            text, thinking = f"{text} /no_think", ("<think>\n\n</think>\n\n", True)
+        else:
+            thinking = ("<think>\n\n</think>\n\n", False)
+        parts += _turn(text, thinking, last.answer)
+        return parts
+
+    def _worded(self, text: str) -> str:
+        """Return a question as somebody in a hurry types it."""
+        pick = self._random.random
+        if pick() < 0.3:
+            text = text.lower()
+        if pick() < 0.3:
+            text = text.rstrip("?.!")
+        if text.isascii() and len(text) > 12:
+            if pick() < 0.12:
+                text = f"{self._random.choice(_BEFORE)} {text[0].lower()}{text[1:]}"
+            if pick() < 0.08:
+                text = f"{text} {self._random.choice(_AFTER)}"
+            if pick() < 0.1:
+                text = self._mistyped(text)
+            if pick() < 0.05:
+                text = text[0].upper() + text[1:]
+        return text
+
+    def _mistyped(self, text: str) -> str:
+        at = self._random.randrange(1, len(text) - 1)
+        if self._random.random() < 0.5:
+            return text[:at] + text[at + 1 :]
+        return text[: at - 1] + text[at] + text[at - 1] + text[at + 1 :]
+
+    def _tool_call(self) -> list[tuple[str, bool]]:
+        tools = self._random.sample(self._corpus.tools, self._random.randrange(1, 4))
+        tool = self._random.choice(tools)
+        text, arguments = self._random.choice(tool["ask"])  # type: ignore[arg-type]
+        call = json.dumps({"name": tool["name"], "arguments": arguments})
+        known = "\n".join(map(_signature, tools))
+        head = f"<|im_start|>system\n{_TOOLS_HEAD}{known}{_TOOLS_TAIL}<|im_end|>\n"
+        answer = f"<tool_call>\n{call}\n</tool_call>"
+        return [(head, False), *_turn(text, ("<think>\n\n</think>\n\n", False), answer)]
+
+
+def _turn(text: str, thinking: tuple[str, bool] | str, answer: str) -> list[tuple[str, bool]]:
+    asked = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    if not thinking:
+        return [(asked, False), (f"{answer}<|im_end|>\n", True)]
+    assert isinstance(thinking, tuple)
+    return [(asked, False), thinking, (f"{answer}<|im_end|>", True), ("\n", False)]
+
+
+def _signature(tool: dict[str, object]) -> str:
+    kinds = {name: {"type": kind} for name, kind in tool["parameters"].items()}  # type: ignore[attr-defined]
+    function = {
+        "name": tool["name"],
+        "description": tool["description"],
+        "parameters": {"type": "object", "properties": kinds, "required": list(kinds)},
+    }
+    return json.dumps({"type": "function", "function": function})

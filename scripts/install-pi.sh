@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs edgeqwen on a Raspberry Pi with the 64-bit Raspberry Pi OS, and says so when something does not fit.
+# Asks before it changes the system: apt packages, and swap for the compiler on boards with little memory.
+#
+#   scripts/install-pi.sh [--yes]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/bootstrap.sh
+
+agrees() {
+  [ "${yes:-}" = 1 ] && return
+  local answer
+  read -r -p "$1 [y/N] " answer </dev/tty
+  [[ $answer == [yY]* ]]
+}
+
+missing_packages() {
+  local package
+  for package in g++ python3-dev python3-venv; do
+    dpkg-query -W -f='${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed' || echo "$package"
+  done
+}
+
+# The largest file of llama.cpp takes the compiler about 1 GB.
+add_swap() {
+  local file=/var/swap-edgeqwen
+  [ "$(available_kb)" -ge 1300000 ] && return
+  agrees "there are $(($(available_kb) / 1000)) MB of memory and swap; add 1.5 GB of swap in $file until the next start?" || return 0
+  sudo fallocate -l 1500M "$file" && sudo chmod 600 "$file"
+  sudo mkswap "$file" >/dev/null && sudo swapon "$file"
+  say "after the installation: sudo swapoff $file && sudo rm $file"
+}
+
+[ "${1:-}" = --yes ] && yes=1
+[ "$(uname -m)" = aarch64 ] || fail "this system is $(uname -m); edgeqwen needs the 64-bit Raspberry Pi OS (aarch64)"
+command -v dpkg-query >/dev/null || fail "this is not Raspberry Pi OS or another Debian; use scripts/run"
+missing=$(missing_packages | tr '\n' ' ')
+if [ -n "$missing" ]; then
+  agrees "install with apt: $missing?" || fail "without them llama.cpp cannot be built"
+  # shellcheck disable=SC2086 # a list of names
+  sudo apt-get install -y $missing
+fi
+add_swap
+say "building llama.cpp takes a Pi a while; a line every ten seconds says that it goes on"
+prepare ""
+.venv/bin/edgeqwen doctor || say "doctor has found something, see above"
+say 'done. Next: .venv/bin/edgeqwen run demo "Which model for a Raspberry Pi?"'
