@@ -246,8 +246,9 @@ def check_network(environment: Mapping[str, str]) -> Check:
 def check_terminal(environment: Mapping[str, str]) -> Check:
     """Say what the full-screen chat can show here."""
     term = environment.get("TERM", "")
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    if not sys.stdout.isatty():
+    stream = sys.__stdout__  # the full screen puts another one in its place
+    encoding = (stream.encoding if stream else "").lower().replace("-", "")
+    if not stream or not stream.isatty():
         return Check("terminal", "ok", "none: answers go to a pipe or a file")
     if term in ("", "dumb"):
         return Check(
@@ -255,7 +256,7 @@ def check_terminal(environment: Mapping[str, str]) -> Check:
         )
     if encoding != "utf8":
         todo = "use a UTF-8 locale, such as LANG=C.UTF-8"
-        return Check("terminal", "warn", f"its encoding is {sys.stdout.encoding}", todo)
+        return Check("terminal", "warn", f"its encoding is {encoding}", todo)
     colours = "true colour" if environment.get("COLORTERM") in ("truecolor", "24bit") else "basic colours"
     columns, rows = shutil.get_terminal_size()
     return Check("terminal", "ok", f"{term}, {columns}x{rows}, {colours}")

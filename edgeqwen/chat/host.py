@@ -14,8 +14,8 @@ from functools import partial
 from edgeqwen.chat.loading import LoadOptions, LoadPlan, plan_load, saved_params
 from edgeqwen.chat.running import RunningFile
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Ready, Stats
-from edgeqwen.errors import InvalidInput
+from edgeqwen.engine.protocol import Devices, Ready, Stats
+from edgeqwen.errors import EdgeQwenError, InvalidInput
 from edgeqwen.models.library import Library
 from edgeqwen.models.locate import Located, locate, read_located
 
@@ -82,6 +82,13 @@ class ModelHost:
             next_client.pid or 0, located.name, ready.n_ctx, params.n_threads, ready.n_gpu_layers
         )
         return self.loaded
+
+    async def devices(self) -> Devices | EdgeQwenError:
+        """Return what the engine can compute on, or why it does not say."""
+        try:
+            return await self.client.devices()
+        except EdgeQwenError as error:
+            return error
 
     async def close(self) -> None:
         """End the worker, which saves what its cache holds; after it no model is loaded."""

@@ -117,21 +117,10 @@ class ChatScreen(Screen[None]):
 
     async def welcome(self) -> None:
         """Say what can be done where no model is installed."""
-        await self.transcript.welcome([Welcome(self.library)])
+        await self.transcript.welcome([Welcome(self.library, self.queue)])
 
     def on_welcome_chosen(self, event: Welcome.Chosen) -> None:
-        if event.what == "download":
-            self._offer(event.ref)
-        elif event.what == "load":
-            self.load(event.ref)
-        else:
-            self._run_command("models", "")
-
-    @work
-    async def _offer(self, ref: str) -> None:
-        from edgeqwen.tui.screens.models import offer_download
-
-        await offer_download(self.app, self.library, self.queue, ref)
+        self._run_command("models", event.ref)
 
     @work(exclusive=True, group="load")
     async def load(self, ref: str) -> None:
@@ -339,7 +328,9 @@ class ChatScreen(Screen[None]):
         from edgeqwen.tui.screens.monitor import MonitorScreen
 
         plots = not self.library.config.tui.low_bandwidth
-        self.app.push_screen(MonitorScreen(self.gauge, self.record, plots=plots))
+        self.app.push_screen(
+            MonitorScreen(self.gauge, self.record, self.library, self.desk.host, plots=plots)
+        )
 
     async def leave(self) -> None:
         """Quit, after a question where something is going on."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message as Event
@@ -14,6 +12,7 @@ from edgeqwen.machine.bandwidth import memory_bytes_per_s
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.models.library import Library
+from edgeqwen.models.queue import PullQueue
 from edgeqwen.models.recommend import Machine, recommend
 from edgeqwen.tui.language import _
 from edgeqwen.tui.widgets.status import megabytes
@@ -25,14 +24,15 @@ class Welcome(Vertical):
     """A message like others: it takes no key that is typed into the prompt."""
 
     class Chosen(Event):
-        """A way was chosen."""
+        """A way was chosen: `ref` to load, or "" for the list of models."""
 
-        def __init__(self, what: Literal["download", "load", "list"], ref: str = "") -> None:
+        def __init__(self, ref: str) -> None:
             super().__init__()
-            self.what, self.ref = what, ref
+            self.ref = ref
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, queue: PullQueue) -> None:
         super().__init__(classes="message welcome")
+        self._library, self._queue = library, queue
         available = available_bytes()
         choice = recommend(library.catalogue, "chat", Machine(available, memory_bytes_per_s()))
         self._ref = choice.ref if choice else ""
@@ -72,8 +72,12 @@ class Welcome(Vertical):
     @on(Button.Pressed)
     def _choose(self, event: Button.Pressed) -> None:
         if event.button.id == "recommended":
-            self.post_message(self.Chosen("download", self._ref))
-        elif event.button.id == "demo":
-            self.post_message(self.Chosen("load", self._demo))
+            self._download()
         else:
-            self.post_message(self.Chosen("list"))
+            self.post_message(self.Chosen(self._demo if event.button.id == "demo" else ""))
+
+    @work
+    async def _download(self) -> None:
+        from edgeqwen.tui.screens.models import offer_download
+
+        await offer_download(self.app, self._library, self._queue, self._ref)

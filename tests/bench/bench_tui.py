@@ -3,7 +3,8 @@
     python tests/bench/bench_tui.py MODEL.gguf [--rounds 5]
 
 First paint, memory with 200 messages, key to paint while the model decodes with all its threads, what the
-screen costs the decode rate, and bytes to the terminal per 100 tokens. A table, then one JSON line.
+screen costs the decode rate, bytes to the terminal per 100 tokens, and searching 10,000 chats. A table,
+then one JSON line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -58,6 +60,26 @@ def memory_of_200_messages(model: Path) -> int:
         terminal.wait_for("199")
         read_for(terminal, 1.0)
         return int(psutil.Process(terminal.pid).memory_info().rss)
+
+
+def search_among_10000() -> list[float]:
+    """Return the seconds of each search while somebody types words to look for."""
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghijklmnoprstuvz", k=rng.randrange(3, 10))) for _ in range(5000)]
+    history = History(Path(os.environ["EDGEQWEN_HOME"]) / "many.db")
+    for _ in range(10_000):
+        conversation = Conversation()
+        for role in ("user", "assistant") * 2:
+            conversation.add(role, " ".join(rng.choices(words, k=60)))  # type: ignore[arg-type]
+        history.create(conversation, " ".join(rng.choices(words, k=5)))
+    seconds = []
+    for text in (words[0], f"{words[1]} {words[2]}", words[3][:2]):
+        for n_typed in range(1, len(text) + 1):
+            started = time.perf_counter()
+            history.search(text[:n_typed])
+            seconds.append(time.perf_counter() - started)
+    history.close()
+    return seconds
 
 
 def read_for(terminal: ScreenTerminal, seconds: float) -> None:
@@ -121,6 +143,7 @@ def main() -> None:
         (Path(home) / "config").mkdir()
         (Path(home) / "config" / "config.toml").write_text(f"[sampler]\nmax_tokens = {N_TOKENS}\n")
         paint = first_paint(options.rounds)
+        searches = search_among_10000()
         memory = memory_of_200_messages(model)
         plain, screen, ratios, lags, n_bytes = [], [], [], [], []
         for _ in range(options.rounds):
@@ -137,6 +160,8 @@ def main() -> None:
         "key_to_paint_p50_ms": round(1000 * statistics.median(lags), 1),
         "key_to_paint_p90_ms": round(1000 * p90, 1),
         "memory_200_messages_bytes": memory,
+        "search_10000_p50_ms": round(1000 * statistics.median(searches), 1),
+        "search_10000_max_ms": round(1000 * max(searches), 1),
         "decode_plain_tps": round(statistics.median(plain), 2),
         "decode_screen_tps": round(statistics.median(screen), 2),
         "decode_ratio": round(statistics.median(ratios), 3),

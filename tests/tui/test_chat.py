@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from textual.widgets import Input, OptionList
+from textual.widgets import Button, Input, OptionList, Static
 
 from edgeqwen.tui.commands import COMMANDS
 from edgeqwen.tui.screens.chooser import Chooser
@@ -15,6 +15,7 @@ from edgeqwen.tui.screens.dialogs import Confirm, Form
 from edgeqwen.tui.screens.monitor import MonitorScreen
 from edgeqwen.tui.widgets.message import GrowingView, MessageView, ThinkingView
 from edgeqwen.tui.widgets.monitor import MonitorView
+from tests.support.asking import script
 from tests.tui.conftest import Open
 from tests.tui.waiting import app_of, ask, messages, say, shown, toasts, until
 
@@ -208,6 +209,10 @@ async def test_the_monitor_shows_what_was_measured(open_app: Open) -> None:
         text = str(app.screen.query_one(MonitorView)._numbers.visual)
         assert "available" in text
         assert "TTFT" in text
+        health = app.screen.query_one("#health", Static)
+        await until(pilot, lambda: "health: " in str(health.visual), "doctor has looked")
+        assert "python" in str(health.visual)
+        assert "llama.cpp" in str(health.visual)
         await pilot.press("f3")
         await until(pilot, lambda: app.screen is app.chat, "it is gone")
 
@@ -301,6 +306,13 @@ async def test_without_a_model_the_welcome_says_what_to_do(open_app: Open) -> No
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, Confirm), "it asks before it downloads")
         await pilot.press("n", "escape")
+        app.chat.query_one("#recommended", Button).press()
+        await until(pilot, lambda: isinstance(app.screen, Confirm), "it asks before it downloads")
+        await pilot.press("n")
+        app.chat.query_one("#demo", Button).press()
+        await until(pilot, lambda: app.gauge.model == "demo:q8_0", "the demo is loaded")
+        await ask(pilot, "What is edgeqwen?")
+        assert "edgeqwen" in messages(pilot)[-1]
 
 
 async def test_quitting_while_it_answers_asks_first(open_app: Open) -> None:
@@ -354,3 +366,53 @@ async def test_the_hostile_text_of_a_model_is_text(open_app: Open, size: tuple[i
         text = shown(pilot)
         assert "[red]x[/]" in text
         assert not {"\x1b", "\x9b", "\x07"} & set(text)
+
+
+async def test_keys_can_be_others(open_app: Open, home: Path) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text('[tui.keys]\nnew = "ctrl+k"\n')
+    async with open_app(pieces=["ok"]) as pilot:
+        await ask(pilot, "x")
+        await pilot.press("ctrl+n")
+        assert messages(pilot)
+        await pilot.press("ctrl+k")
+        await until(pilot, lambda: not messages(pilot), "a new chat has begun")
+
+
+async def test_another_model_answers_again_beside_the_first(open_app: Open, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = script(tmp_path / "other", pieces=["from the other"])
+    async with open_app(pieces=["from the first"]) as pilot:
+        await ask(pilot, "x")
+        await say(pilot, f"/retry {other}")
+        await until(pilot, lambda: messages(pilot)[-1:] == ["from the other"], "the other one answers")
+        app_of(pilot).chat.query(MessageView).last().focus()
+        await pilot.press("left")
+        await until(pilot, lambda: messages(pilot)[-1:] == ["from the first"], "the first is beside it")
+
+
+async def test_a_model_removed_under_a_chat_is_a_sentence_once_it_is_needed(
+    open_app: Open, tmp_path: Path
+) -> None:
+    async with open_app(**SLOW) as pilot:
+        app = app_of(pilot)
+        await say(pilot, "x")
+        await until(pilot, lambda: "word" in shown(pilot), "it answers")
+        next(tmp_path.glob("*.script.json")).unlink()
+        pid = app.chat.desk.host.client.pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        await until(pilot, lambda: "no such file" in shown(pilot), "it says so")
+        assert "Ctrl+O" in shown(pilot)
+        assert messages(pilot)[-1].startswith("word"), "the text stays"
+
+
+async def test_a_chat_that_came_back_from_disk_says_so(open_app: Open, models: Path) -> None:
+    text = "The old bridge over the river leads from one half of the city to the other. " * 4
+    for chat in (None, 1):
+        async with open_app(chat=chat, ref=str(models / "qwen3.gguf")) as pilot:
+            app_of(pilot).chat.desk.sampler = {"temperature": 0, "max_tokens": 4}
+            app_of(pilot).chat.desk.apply_settings()
+            await ask(pilot, text if chat is None else "And?")
+            said = [one for one in toasts(pilot) if "came back from disk" in one]
+            assert len(said) == (0 if chat is None else 1)

@@ -1,14 +1,21 @@
-"""The live monitor over the whole screen, with plots."""
+"""The live monitor over the whole screen, with plots, and what doctor finds."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer
+from textual.widgets import Footer, Static
 
+from edgeqwen.chat.host import ModelHost
+from edgeqwen.doctor import examine
+from edgeqwen.machine.health import status_of
+from edgeqwen.models.library import Library
+from edgeqwen.text import clean
 from edgeqwen.tui.language import _
 from edgeqwen.tui.widgets.monitor import MonitorView, Record
 from edgeqwen.tui.widgets.status import Gauge
@@ -19,9 +26,12 @@ class MonitorScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f3,q", "app.pop_screen", "Back")]
 
-    def __init__(self, gauge: Gauge, record: Record, *, plots: bool) -> None:
+    def __init__(
+        self, gauge: Gauge, record: Record, library: Library, host: ModelHost, *, plots: bool
+    ) -> None:
         super().__init__()
         self._gauge, self._record, self._plots = gauge, record, plots
+        self._library, self._host = library, host
         self.sub_title = _("monitor")
 
     def compose(self) -> ComposeResult:
@@ -30,6 +40,21 @@ class MonitorScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.draw()
+        health = Static(_("looking for what is wrong…"), id="health", markup=False)
+        self.query_one(MonitorView).mount(health)
+        self.show_health()
+
+    @work
+    async def show_health(self) -> None:
+        """Say what doctor finds, the faults first."""
+        devices = await self._host.devices()
+        checks = await asyncio.to_thread(examine, self._library, devices)
+        order = {"fail": 0, "warn": 1, "ok": 2}
+        lines = [_("health: {status}").format(status=status_of(checks)), ""]
+        for check in sorted(checks, key=lambda check: order[check.state]):
+            lines.append(f"{check.state.ljust(4)}  {check.name}: {check.says}")
+            lines += [f"      → {check.todo}"] if check.todo else []
+        self.query_one("#health", Static).update(clean("\n".join(lines)))
 
     def draw(self) -> None:
         """Show the latest; called once a second."""

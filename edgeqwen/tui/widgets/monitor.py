@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Sparkline, Static
 
+from edgeqwen.chat.running import average
 from edgeqwen.engine.protocol import Stats
 from edgeqwen.tui.language import _
 from edgeqwen.tui.widgets.status import Gauge, bar, megabytes
@@ -31,14 +32,6 @@ class Record:
         if sample := gauge.sample:
             self.memory.append(float(sample.worker.rss if sample.worker else 0))
             self.cpu.append(mean(sample.cpu) if sample.cpu else 0.0)
-
-    def decode_rates(self) -> list[float]:
-        """Return the decode rate of each answer that has one."""
-        return [rate for stats in self.answers if (rate := stats.decode_tps)]
-
-    def prefill_rates(self) -> list[float]:
-        """Return the prefill rate of each answer that has one."""
-        return [rate for stats in self.answers if (rate := stats.prefill_tps)]
 
 
 class MonitorView(VerticalScroll, can_focus=False):
@@ -80,10 +73,12 @@ def lines(gauge: Gauge, record: Record) -> list[str]:
 def _rate_lines(gauge: Gauge, record: Record) -> list[str]:
     now = f"{gauge.rate:.1f}" if gauge.rate else "-"
     found = [gauge.model or _("no model"), f"{_('decode')}  {now} tok/s"]
-    for name, rates in ((_("decode"), record.decode_rates()), (_("prefill"), record.prefill_rates())):
-        if rates:
-            found.append(f"{name}  ⌀ {mean(rates):.1f}  max {max(rates):.1f} tok/s")
     if record.answers:
+        whole = average(record.answers)
+        for name, kind in ((_("decode"), "decode_tps"), (_("prefill"), "prefill_tps")):
+            best = max((getattr(stats, kind) or 0.0 for stats in record.answers), default=0.0)
+            if best:
+                found.append(f"{name}  ⌀ {getattr(whole, kind):.1f}  max {best:.1f} tok/s")
         last = record.answers[-1]
         found.append(f"TTFT  {last.queued_s + (last.ttft_s or 0):.2f} s")
     if gauge.n_ctx:

@@ -1,0 +1,103 @@
+"""Each check against the machine, build or folder that it warns of."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from edgeqwen import doctor
+from edgeqwen.engine.protocol import Device, Devices
+from edgeqwen.errors import WorkerLost
+from edgeqwen.machine.cpu import cpu_features
+from edgeqwen.machine.health import Check, status_of
+from edgeqwen.models.library import Library
+
+CPU = Device(name="CPU", description="a CPU", kind="cpu", total_bytes=8 << 30, free_bytes=4 << 30)
+CARD = Device(name="CUDA0", description="a card", kind="gpu", total_bytes=8 << 30, free_bytes=4 << 30)
+LOST = WorkerLost("the engine ended", exit_status=1, log_file="x.log", log_tail=())
+
+
+def build(*features: str, devices: tuple[Device, ...] = (CPU,)) -> Devices:
+    return Devices(devices=devices, features=features)
+
+
+def test_features_are_read_from_the_kernels_file(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n\nprocessor\t: 1\n")
+    assert cpu_features(file) == {"fp", "asimd", "asimddp"}
+    assert cpu_features(tmp_path / "none") == frozenset()
+
+
+def test_a_generic_build_is_told_with_the_command_that_mends_it() -> None:
+    check = doctor.check_build(build("AVX", "AVX2"), frozenset({"avx", "avx2", "avx512f", "sse"}))
+    assert check.state == "warn"
+    assert "AVX512" in check.says
+    assert "-DGGML_NATIVE=ON" in check.todo
+    assert "llama-cpp-python==0.3.36" in check.todo
+    on_a_pi_5 = doctor.check_build(build("NEON"), frozenset({"asimd", "asimddp"}))
+    assert "DOTPROD" in on_a_pi_5.says
+
+
+def test_a_build_for_this_cpu_is_well_and_a_dead_engine_is_not() -> None:
+    assert doctor.check_build(build("AVX2"), frozenset({"avx2", "sse"})).state == "ok"
+    assert doctor.check_build(build(), frozenset()).state == "ok"
+    assert doctor.check_build(LOST, frozenset()).state == "fail"
+
+
+def test_an_idle_card_is_told_and_a_used_one_named() -> None:
+    assert "-DGGML_CUDA=ON" in doctor.check_devices(build(), has_nvidia=True).todo
+    assert doctor.check_devices(build(devices=(CPU, CARD)), has_nvidia=True).says == "a card, 4.3 GB free"
+    assert doctor.check_devices(build(), has_nvidia=False).state == "ok"
+
+
+def test_more_threads_than_cores_are_told(home: Path) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text("[run]\nthreads = 500\n")
+    assert "run.threads is 500" in doctor.check_cpu(Library()).says
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.toml", "[run]\nthreds = 4\n"),
+        ("config.toml", "not toml"),
+        ("models.toml", "[models.x]\nname = 1\n"),
+        ("presets.toml", "[presets.x]\ntitle = 1\n"),
+    ],
+)
+def test_mistakes_in_settings_are_named_and_the_rest_is_still_checked(
+    home: Path, name: str, content: str
+) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / name).write_text(content)
+    checks = {check.name: check for check in doctor.examine(Library(), build())}
+    assert checks["settings"].state == "fail"
+    assert name in checks["settings"].says
+    assert "memory" in checks
+    assert "terminal" in checks
+
+
+def test_a_damaged_history_is_told_and_left_alone(home: Path) -> None:
+    assert doctor.check_chats(Library()).says == "none yet"
+    file = Library().paths.chats
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no database at all" * 100)
+    assert doctor.check_chats(Library()).state == "fail"
+    assert file.read_bytes() == b"no database at all" * 100
+    file.unlink()
+    sqlite3.connect(file).close()
+    assert doctor.check_chats(Library()).state == "fail", "a database without chats is none of ours"
+
+
+def test_terminals_and_networks_by_their_environment() -> None:
+    assert "asks nobody" in doctor.check_network({"HF_HUB_OFFLINE": "1"}).says
+    assert "http://mirror" in doctor.check_network({"HF_ENDPOINT": "http://mirror"}).says
+
+
+def test_the_worst_check_is_the_status() -> None:
+    ok, warn, fail = (Check("x", state, "") for state in ("ok", "warn", "fail"))  # type: ignore[arg-type]
+    assert status_of([ok]) == "healthy"
+    assert status_of([ok, warn]) == "degraded"
+    assert status_of([warn, fail, ok]) == "unhealthy"
