@@ -12,7 +12,7 @@ import psutil
 
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.cli.options import json_option
+from edgeqwen.cli.options import complete_ref, json_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.engine.protocol import KvType, LoadParams
 from edgeqwen.errors import InvalidInput
@@ -28,7 +28,7 @@ _BAR = 40
 
 
 @click.command()
-@click.argument("ref", required=False)
+@click.argument("ref", shell_complete=complete_ref, required=False)
 @click.option(
     "--kv", "kv_type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", help="Type of the KV cache."
 )

@@ -14,7 +14,7 @@ import click
 
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.cli.options import json_option
+from edgeqwen.cli.options import complete_ref, json_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput, NotFound
 from edgeqwen.models import bundle as bundles
@@ -44,7 +44,7 @@ def bundle() -> None:
 
 
 @bundle.command("export")
-@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@click.argument("refs", shell_complete=complete_ref, nargs=-1, required=True, metavar="REF...")
 @click.option(
     "--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder, as on a USB drive."
 )

@@ -10,7 +10,7 @@ import click
 
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.cli.options import json_option
+from edgeqwen.cli.options import complete_ref, json_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.errors import DownloadError, InvalidGGUF, InvalidInput, NotInstalled
 from edgeqwen.machine.bandwidth import memory_bytes_per_s
@@ -42,7 +42,7 @@ class _Form:
 
 
 @click.command()
-@click.argument("ref", required=False)
+@click.argument("ref", shell_complete=complete_ref, required=False)
 @click.option(
     "--ctx", "n_ctx", type=click.IntRange(16, 1 << 24), help="Context in tokens; else some usual ones."
 )

@@ -11,7 +11,7 @@ import click
 
 from edgeqwen.cli import describe, output
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.cli.options import json_option, yes_option
+from edgeqwen.cli.options import complete_ref, json_option, yes_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.cli.space import list_leftovers
 from edgeqwen.errors import DownloadError, InvalidInput, NotInstalled, StoreError
@@ -95,7 +95,7 @@ def list_models(invocation: Invocation, everything: bool, partial: bool) -> None
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @json_option
 @click.pass_obj
 def show(invocation: Invocation, ref: str) -> None:
@@ -117,7 +117,7 @@ def show(invocation: Invocation, ref: str) -> None:
 
 
 @click.command("verify")
-@click.argument("ref", required=False)
+@click.argument("ref", shell_complete=complete_ref, required=False)
 @click.option("--all", "everything", is_flag=True, help="Check every installed model.")
 @click.option("--full", is_flag=True, help="Hash also the files that look unchanged.")
 @click.option("--repair", "repairs", is_flag=True, help="Hash everything and download damaged places again.")
@@ -176,7 +176,7 @@ def _tell_verified(problems: list[dict[str, str]], *, n_unhashed: int) -> None:
 
 
 @click.command()
-@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@click.argument("refs", shell_complete=complete_ref, nargs=-1, required=True, metavar="REF...")
 @yes_option
 @json_option
 @click.pass_obj

@@ -11,7 +11,7 @@ import click
 
 from edgeqwen.cli import describe, output
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.cli.options import json_option, yes_option
+from edgeqwen.cli.options import complete_ref, json_option, yes_option
 from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput
 from edgeqwen.machine.memory import available_bytes
@@ -30,7 +30,7 @@ _EVENT_EVERY_S = 1.0
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("--dry-run", is_flag=True, help="Show what would be downloaded, and stop.")
 @yes_option
 @json_option

@@ -14,7 +14,7 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.chat import LineChat
 from edgeqwen.cli.invocation import Invocation
-from edgeqwen.cli.options import json_option
+from edgeqwen.cli.options import complete_ref, json_option
 from edgeqwen.cli.talk import Talk, TalkOptions
 from edgeqwen.errors import InvalidInput
 
@@ -23,7 +23,7 @@ _QUIET_S = 2.0
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @click.argument("prompt", nargs=-1)
 @click.option(
     "--chat", is_flag=True, help="Hold a conversation even when stdin is no terminal: one line, one message."

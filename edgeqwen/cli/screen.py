@@ -11,11 +11,12 @@ import sys
 import click
 
 from edgeqwen.cli.invocation import Invocation
+from edgeqwen.cli.options import complete_ref
 from edgeqwen.errors import InvalidInput
 
 
 @click.command()
-@click.argument("ref", required=False)
+@click.argument("ref", shell_complete=complete_ref, required=False)
 @click.option("--plain", is_flag=True, help="Line by line, without a full screen.")
 @click.option("--open", "chat", type=int, metavar="ID", help="Open this chat of the history.")
 @click.option("--low-bandwidth", is_flag=True, help="Draw rarely and in few colours, for slow lines.")

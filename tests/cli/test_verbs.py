@@ -285,3 +285,13 @@ def test_bench_measures_and_compares_with_the_last_time(tmp_path: Path) -> None:
     assert second.code == 0
     assert first["date"] in second.err
     assert "█" in second.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("ver", "plain,verify"), ("run qwen3-0", "plain,qwen3-0.6b"), ("show ./x", "file,./x")],
+)
+def test_a_shell_is_told_how_words_go_on(typed: str, expected: str) -> None:
+    env = {"_EDGEQWEN_COMPLETE": "bash_complete", "COMP_WORDS": f"edgeqwen {typed}"}
+    done = edgeqwen(env={**env, "COMP_CWORD": str(len(typed.split()))})
+    assert expected in done.out.splitlines()

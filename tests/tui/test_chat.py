@@ -391,6 +391,10 @@ async def test_another_model_answers_again_beside_the_first(open_app: Open, tmp_
         await until(pilot, lambda: messages(pilot)[-1:] == ["from the first"], "the first is beside it")
 
 
+def remove_script(folder: Path) -> None:
+    next(folder.glob("*.script.json")).unlink()
+
+
 async def test_a_model_removed_under_a_chat_is_a_sentence_once_it_is_needed(
     open_app: Open, tmp_path: Path
 ) -> None:
@@ -398,7 +402,7 @@ async def test_a_model_removed_under_a_chat_is_a_sentence_once_it_is_needed(
         app = app_of(pilot)
         await say(pilot, "x")
         await until(pilot, lambda: "word" in shown(pilot), "it answers")
-        next(tmp_path.glob("*.script.json")).unlink()
+        remove_script(tmp_path)
         pid = app.chat.desk.host.client.pid
         assert pid
         os.kill(pid, signal.SIGKILL)
