@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, requires, version
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -32,6 +33,7 @@ from edgeqwen.models.volume import is_fat
 _LEAST_MEMORY = 800_000_000  # bytes: a 0.5B model at q4_k_m with a context of 4,096
 _LEAST_DISK = 2_000_000_000  # bytes: one small model and a large chat's KV cache
 _LIBRARY = "llama-cpp-python"
+_WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 # What llama.cpp calls a feature, and what /proc/cpuinfo calls it.
 _FEATURES = {
     "AVX": "avx",
@@ -50,29 +52,39 @@ _FEATURES = {
 
 
 def examine(library: Library, devices: Devices | EdgeQwenError) -> list[Check]:
-    """Run every check. Blocking, about 0.1 s.
+    """Run every check. Blocking, about 0.3 s.
 
     `devices` is the engine's own answer about itself, or why it gave none.
     """
-    checks: list[Callable[[], Check]] = [
-        check_python,
-        check_versions,
-        partial(check_build, devices, cpu_features()),
-        partial(check_devices, devices, has_nvidia=shutil.which("nvidia-smi") is not None),
-        partial(check_cpu, library),
-        check_memory,
-        partial(check_config, library),
-    ]
-    found = [check() for check in checks]
-    if found[-1].state != "fail":  # the folders that the rest looks into stand in the settings
-        found += [check_disk(library.store.root), *check_store(library)]
-    return [
-        *found,
-        check_chats(library),
-        check_network(os.environ),
-        check_terminal(os.environ),
-        *check_now(Monitor().sample(None)),
-    ]
+    monitor = Monitor()
+    sample = monitor.sample(None)
+    checks: dict[str, Callable[[], Check | Iterable[Check]]] = {
+        "python": check_python,
+        "versions": check_versions,
+        "llama.cpp": partial(check_build, devices, cpu_features()),
+        "devices": partial(check_devices, devices, [gpu.name for gpu in sample.gpus]),
+        "cpu": partial(check_cpu, library),
+        "memory": check_memory,
+        "settings": partial(check_config, library),
+        "disk": partial(check_disk, library),
+        "models": partial(check_store, library),
+        "chats": partial(check_chats, library),
+        "network": partial(check_network, library, os.environ),
+        "terminal": partial(check_terminal, os.environ),
+        "now": lambda: check_now(sample),
+    }
+    return [check for name, run in checks.items() for check in _guarded(name, run)]
+
+
+def _guarded(name: str, run: Callable[[], Check | Iterable[Check]]) -> list[Check]:
+    """Return what a check says; one that cannot look is a failure like others, and the rest still looks."""
+    try:
+        found = run()
+        return [found] if isinstance(found, Check) else list(found)
+    except EdgeQwenError as error:
+        return [Check(name, "fail", error.message)]
+    except OSError as error:
+        return [Check(name, "fail", f"cannot look: {error.strerror} ({error.filename})")]
 
 
 def check_python() -> Check:
@@ -82,13 +94,14 @@ def check_python() -> Check:
 
 def check_versions() -> Check:
     """Compare the binding with the one release whose structures we know."""
-    says = []
-    for name in ("edgeqwen", _LIBRARY, "textual"):
-        try:
-            says.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            return Check("versions", "fail", f"{name} is not installed", "./scripts/run installs it")
-    return Check("versions", "ok", ", ".join(says))
+    try:
+        says = ", ".join(f"{name} {version(name)}" for name in ("edgeqwen", _LIBRARY, "textual"))
+        wanted = next((one for one in requires("edgeqwen") or () if one.startswith(_LIBRARY)), "")
+    except PackageNotFoundError as error:
+        return Check("versions", "fail", f"{error.name} is not installed", "./scripts/run installs it")
+    if wanted and wanted != f"{_LIBRARY}=={version(_LIBRARY)}":
+        return Check("versions", "fail", f"{says}; needed: {wanted}", "./scripts/run installs it")
+    return Check("versions", "ok", says)
 
 
 def check_build(devices: Devices | EdgeQwenError, cpu: frozenset[str]) -> Check:
@@ -97,34 +110,42 @@ def check_build(devices: Devices | EdgeQwenError, cpu: frozenset[str]) -> Check:
         todo = f"see its log; to build it anew: {rebuild_command()}"
         return Check("llama.cpp", "fail", devices.message, todo)
     unused = [name for name, flag in _FEATURES.items() if flag in cpu and name not in devices.features]
-    used = ", ".join(name for name in _FEATURES if name in devices.features) or "no vector unit"
+    used = ", ".join(name for name in _FEATURES if name in devices.features) or "no special features"
+    if "AMX_INT8" in devices.features:
+        says = "built with AMX, whose kernels are not reliable; edgeqwen goes without, and without repacking"
+        return Check("llama.cpp", "warn", says, f"build it without: {rebuild_command()}")
     if unused:
         says = f"built for {used}; this CPU also has {', '.join(unused)}"
         return Check(
             "llama.cpp", "warn", says, f"build it for this CPU, it may be faster: {rebuild_command()}"
         )
+    if not cpu:
+        return Check("llama.cpp", "ok", f"uses {used}; this system does not tell what else the CPU has")
     return Check("llama.cpp", "ok", f"built for this CPU: {used}")
 
 
 def rebuild_command(*flags: str) -> str:
     """Return the command that builds llama.cpp for this machine, with more CMake flags if need be."""
-    arguments = " ".join(("-DGGML_NATIVE=ON", *flags))
+    arguments = ["-DGGML_NATIVE=ON", "-DLLAVA_BUILD=OFF", *flags]
+    if "amx_int8" in cpu_features():  # scripts/bootstrap.sh says why
+        arguments += [f"'-DCMAKE_{language}_FLAGS={_WITHOUT_AMX}'" for language in ("C", "CXX")]
+    python, cmake = shlex.quote(sys.executable), shlex.quote(" ".join(arguments))
+    anew = f"--force-reinstall --no-deps --no-cache-dir --no-binary {_LIBRARY}"
     with suppress(PackageNotFoundError):
-        return (
-            f"CMAKE_ARGS='{arguments}' {sys.executable} -m pip install --force-reinstall --no-deps "
-            f"--no-cache-dir --no-binary {_LIBRARY} {_LIBRARY}=={version(_LIBRARY)}"
-        )
+        return f"CMAKE_ARGS={cmake} {python} -m pip install {anew} {_LIBRARY}=={version(_LIBRARY)}"
     return "./scripts/run"
 
 
-def check_devices(devices: Devices | EdgeQwenError, *, has_nvidia: bool) -> Check:
-    """Say what computes; a GPU that the build leaves idle is a warning."""
+def check_devices(devices: Devices | EdgeQwenError, cards: Sequence[str]) -> Check:
+    """Say what computes; one of the system's `cards` that the build leaves idle is a warning."""
     if isinstance(devices, EdgeQwenError):
         return Check("devices", "fail", "the engine could not be asked")
     gpus = [device for device in devices.devices if device.kind in ("gpu", "igpu")]
-    if has_nvidia and not gpus:
-        todo = f"build it with CUDA: {rebuild_command('-DGGML_CUDA=ON')}"
-        return Check("devices", "warn", "there is an NVIDIA GPU, but this build cannot use it", todo)
+    if cards and not gpus:
+        is_nvidia = not cards[0].startswith("card")  # others are known by the kernel's name alone
+        kind, flag = ("CUDA", "-DGGML_CUDA=ON") if is_nvidia else ("Vulkan", "-DGGML_VULKAN=ON")
+        says = f"there is a GPU ({cards[0]}), but this build cannot use it"
+        return Check("devices", "warn", says, f"build it with {kind}: {rebuild_command(flag)}")
     return Check("devices", "ok", ", ".join(_device_text(one) for one in gpus) or "CPU")
 
 
@@ -159,15 +180,16 @@ def check_config(library: Library) -> Check:
     paths = library.paths
     try:
         config.load(paths.config_file)
-        _ = library.catalogue
+        _ = library.catalogue, library.store
         load_presets(paths.presets)
     except EdgeQwenError as error:
         return Check("settings", "fail", error.message, "correct the file, or remove it for the defaults")
     return Check("settings", "ok", str(paths.config_file if paths.config_file.exists() else "all defaults"))
 
 
-def check_disk(folder: Path) -> Check:
+def check_disk(library: Library) -> Check:
     """Say what is free where models go, and whether large files may lie there."""
+    folder = library.store.root
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
@@ -224,23 +246,30 @@ def check_chats(library: Library) -> Check:
     if not file.exists():
         return Check("chats", "ok", "none yet")
     try:
-        with sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True) as db:
-            db.execute("PRAGMA quick_check(1)")
-            n_chats = db.execute("SELECT count(*) FROM chats WHERE deleted IS NULL").fetchone()[0]
+        # A reader of its own leaves files behind, unless it is told that nobody writes.
+        mode = "mode=ro" if file.with_name(f"{file.name}-wal").exists() else "immutable=1"
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)) as db:
+            [(found,)] = db.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            n_chats = db.execute("SELECT count(*) FROM chat WHERE deleted IS NULL").fetchone()[0]
     except sqlite3.Error as error:
         todo = "`edgeqwen chat` keeps such a file aside and begins a new one"
         return Check("chats", "fail", f"{file} cannot be read: {error}", todo)
     return Check("chats", "ok", f"{n_chats} in {file}")
 
 
-def check_network(environment: Mapping[str, str]) -> Check:
+def check_network(library: Library, environment: Mapping[str, str]) -> Check:
     """Say whether the hub may be asked. Nothing is asked here."""
     if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return Check("network", "ok", "offline: HF_HUB_OFFLINE is set, so `pull` asks nobody")
-    endpoint = environment.get("HF_ENDPOINT")
-    return Check(
-        "network", "ok", f"`pull` asks {endpoint} first" if endpoint else "only `pull` and `search` use it"
-    )
+    hosts = [
+        urlsplit(one).hostname for one in (environment.get("HF_ENDPOINT", ""), *library.config.pull.sources)
+    ]
+    asked = ", ".join(dict.fromkeys(filter(None, hosts)))  # without what may stand before the host: a token
+    if not asked:
+        return Check("network", "ok", "offline: no hub is among pull.sources")
+    return Check("network", "ok", f"not asked now; `pull` and `search` ask {asked}")
 
 
 def check_terminal(environment: Mapping[str, str]) -> Check:

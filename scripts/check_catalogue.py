@@ -63,7 +63,7 @@ def _model(ref: str, model: Model) -> Iterator[str]:
         yield "the ref is not in its normal spelling or no safe folder name"
     if model.architecture not in ARCHITECTURES:
         yield f"unknown architecture {model.architecture}"
-    if not _REVISION.fullmatch(model.revision):
+    if model.repo and not _REVISION.fullmatch(model.revision):
         yield f"the revision {model.revision} is not pinned to a commit"
     if unknown := set(model.capabilities) - _CAPABILITIES:
         yield f"unknown capabilities {', '.join(sorted(unknown))}"

@@ -3,7 +3,7 @@
     python scripts/check_demo_model.py [FILE] [--think]
 
 An answer is right when it is the topic's answer, word for word. What went wrong goes to stderr; the last line
-is JSON. Exits 1 when less than 90 % are right.
+is JSON. Exits 1 when less than 90 % are right, or less than 98 % end by themselves or think as they are told.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeqwen.engine.protocol import ChatMessage, Finished, Generate, LoadParams
 from edgeqwen.machine.cpu import usable_cores
 
 SHIPPED = Path(__file__).resolve().parent.parent / "edgeqwen/demo/demo/q8_0/edgeqwen-demo-q8_0.gguf"
-_BAR = 0.9
+_BAR, _DISCIPLINE = 0.9, 0.98
 
 
 async def ask(file: Path, questions: Sequence[Question], *, think: bool) -> list[tuple[str, str]]:
@@ -65,10 +65,12 @@ def main() -> int:
         else:
             wanted = question.answer[:100]
             print(f"? {question.text}\n  {said.strip()[:110]}\n  instead of: {wanted}", file=sys.stderr)
+    n_obeyed = n_thought if options.think else len(questions) - n_thought
     share = n_right / len(questions)
     figures = {"asked": len(questions), "right": n_right, "share": round(share, 4), "ended": n_ended}
-    print(json.dumps({**figures, "thought": n_thought, "bytes": options.file.stat().st_size}))
-    return 0 if share >= _BAR else 1
+    print(json.dumps({**figures, "obeyed": n_obeyed, "bytes": options.file.stat().st_size}))
+    is_well = share >= _BAR and min(n_ended, n_obeyed) >= _DISCIPLINE * len(questions)
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":

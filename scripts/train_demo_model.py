@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "edgeqwen/demo/demo/q8_0/edgeqwen-demo-q8_0.gguf"
+TARGET = ROOT / "dist/edgeqwen-demo-q8_0.gguf"
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 N_VOCAB = 3072

@@ -15,7 +15,7 @@ from edgeqwen.chat.loading import LoadOptions, LoadPlan, plan_load, saved_params
 from edgeqwen.chat.running import RunningFile
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Devices, Ready, Stats
-from edgeqwen.errors import EdgeQwenError, InvalidInput
+from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput
 from edgeqwen.models.library import Library
 from edgeqwen.models.locate import Located, locate, read_located
 
@@ -89,6 +89,8 @@ class ModelHost:
             return await self.client.devices()
         except EdgeQwenError as error:
             return error
+        except OSError as error:
+            return EngineError(f"the engine cannot be started: {error.strerror}")
 
     async def close(self) -> None:
         """End the worker, which saves what its cache holds; after it no model is loaded."""

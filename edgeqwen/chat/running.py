@@ -7,6 +7,7 @@ goes. They hold counters, never what was said.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     """The front end."""
     began: float
-    """When that process began, seconds since 1970, as the system says."""
+    """When that process began, in seconds since the system started: the clock may be set meanwhile."""
+    host: str
     worker: int
     model: str
     n_ctx: int
@@ -88,7 +90,8 @@ class RunningFile:
         """A model is loaded."""
         self._running = Running(
             pid=os.getpid(),
-            began=psutil.Process().create_time(),
+            began=_began(os.getpid()),
+            host=platform.node(),
             worker=worker,
             model=model,
             n_ctx=n_ctx,
@@ -119,10 +122,15 @@ class RunningFile:
 
 
 def read_running(folder: Path) -> Sequence[Running]:
-    """Return what runs now, by pid; files of processes that are gone are removed. Blocking."""
+    """Return what runs now, by pid; files of processes that are gone are removed. Blocking.
+
+    Those of other machines that share the folder are left alone.
+    """
     found = []
     for path in sorted(folder.glob("*.json")):
         running = _read(path)
+        if running and running.host != platform.node():
+            continue
         if running and _is_alive(running):
             found.append(running)
         else:
@@ -142,6 +150,10 @@ def _read(path: Path) -> Running | None:
 
 def _is_alive(running: Running) -> bool:
     try:
-        return abs(psutil.Process(running.pid).create_time() - running.began) < _SAME_START_S
+        return abs(_began(running.pid) - running.began) < _SAME_START_S
     except (psutil.Error, OverflowError, ValueError):
         return False
+
+
+def _began(pid: int) -> float:
+    return psutil.Process(pid).create_time() - psutil.boot_time()

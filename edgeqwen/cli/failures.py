@@ -1,7 +1,7 @@
 """What a failure means on the command line: an exit code, the sentence, and a hint at the next step.
 
 The codes: 0 done, 1 a fault of ours, 2 bad input, 3 not found, 4 store or integrity, 5 download, 6 engine,
-130 interrupted.
+7 `doctor` has found something that fails, 130 interrupted.
 """
 
 from __future__ import annotations

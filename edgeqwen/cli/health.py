@@ -17,11 +17,12 @@ from edgeqwen.cli.output import size_text
 from edgeqwen.doctor import check_now, examine
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Devices
-from edgeqwen.errors import EdgeQwenError
+from edgeqwen.errors import EdgeQwenError, EngineError
 from edgeqwen.machine.health import Check, status_of
 from edgeqwen.machine.monitor import Monitor, Sample, advice
 
 UNHEALTHY = 7
+_LOOK_S = 0.2  # between the two looks at the CPU and at swapping
 
 
 @click.command()
@@ -52,6 +53,8 @@ async def _devices(invocation: Invocation) -> Devices | EdgeQwenError:
             return await client.devices()
     except EdgeQwenError as error:
         return error
+    except OSError as error:
+        return EngineError(f"the engine cannot be started: {error.strerror}")
 
 
 @click.command()
@@ -70,9 +73,10 @@ def ps(invocation: Invocation, last: int) -> None:
     Rates are tokens over seconds of the last answers; MEMORY is the engine's process as a whole.
     """
     monitor = Monitor()
+    time.sleep(_LOOK_S)
     engines = [(one, monitor.sample(one.worker)) for one in read_running(invocation.paths.running)]
     here = engines[0][1] if engines else monitor.sample(None)
-    checks = [*check_now(here), *(check for one, sample in engines for check in _context_checks(one, sample))]
+    checks = [*check_now(here), *(check for one, sample in engines for check in _engine_checks(one, sample))]
     if invocation.as_json:
         output.document(
             {
@@ -88,17 +92,20 @@ def ps(invocation: Invocation, last: int) -> None:
         [_row(one, sample, last) for one, sample in engines],
     )
     for check in checks:
-        output.note(f"{check.name}: {check.says}")
+        output.note(f"{check.name}: {check.says}{f': {check.todo}' if check.todo else ''}")
 
 
-def _context_checks(running: Running, sample: Sample) -> list[Check]:
+def _engine_checks(running: Running, sample: Sample) -> list[Check]:
+    name = f"pid {running.pid}"
+    if sample.worker is None:
+        return [Check(name, "fail", f"the engine of {running.model} is gone", "load the model again there")]
     if not running.answers:
         return []
     stats = running.answers[-1]
     used = stats.prompt_tokens + stats.completion_tokens
     known = set(advice(sample))
     found = advice(sample, n_context=used, n_ctx=running.n_ctx)
-    return [Check(f"pid {running.pid}", "warn", one) for one in found if one not in known]
+    return [Check(name, "warn", *one.split(": ", 1)) for one in found if one not in known]
 
 
 def _engine(running: Running, sample: Sample, last: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgeqwen import doctor
+from edgeqwen.chat.conversation import Conversation
+from edgeqwen.chat.history import History
 from edgeqwen.engine.protocol import Device, Devices
 from edgeqwen.errors import WorkerLost
 from edgeqwen.machine.cpu import cpu_features
@@ -47,9 +49,14 @@ def test_a_build_for_this_cpu_is_well_and_a_dead_engine_is_not() -> None:
 
 
 def test_an_idle_card_is_told_and_a_used_one_named() -> None:
-    assert "-DGGML_CUDA=ON" in doctor.check_devices(build(), has_nvidia=True).todo
-    assert doctor.check_devices(build(devices=(CPU, CARD)), has_nvidia=True).says == "a card, 4.3 GB free"
-    assert doctor.check_devices(build(), has_nvidia=False).state == "ok"
+    assert "-DGGML_CUDA=ON" in doctor.check_devices(build(), ["NVIDIA H100"]).todo
+    assert "-DGGML_VULKAN=ON" in doctor.check_devices(build(), ["card0"]).todo
+    assert doctor.check_devices(build(devices=(CPU, CARD)), ["NVIDIA H100"]).says == "a card, 4.3 GB free"
+    assert doctor.check_devices(build(), []).state == "ok"
+
+
+def test_a_build_with_amx_is_told() -> None:
+    assert doctor.check_build(build("AVX2", "AMX_INT8"), frozenset({"avx2"})).state == "warn"
 
 
 def test_more_threads_than_cores_are_told(home: Path) -> None:
@@ -79,6 +86,26 @@ def test_mistakes_in_settings_are_named_and_the_rest_is_still_checked(
     assert "terminal" in checks
 
 
+def test_a_history_is_counted_and_nothing_is_left_beside_it(home: Path) -> None:
+    file = Library().paths.chats
+    history = History(file)
+    history.create(Conversation(), "a chat")
+    open_check = doctor.check_chats(Library())
+    history.close()
+    before = sorted(file.parent.iterdir())
+    assert doctor.check_chats(Library()).says == open_check.says == f"1 in {file}"
+    assert sorted(file.parent.iterdir()) == before
+    assert file.stat().st_mode & 0o077 == 0, "chats are their owner's alone"
+
+
+def test_a_check_that_cannot_look_fails_and_the_rest_looks(home: Path) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text('[store]\npath = "~nosuchuser/models"\n')
+    checks = {check.name: check.state for check in doctor.examine(Library(), build())}
+    assert (checks["settings"], checks["disk"], checks["models"]) == ("fail", "fail", "fail")
+    assert checks["python"] == "ok"
+
+
 def test_a_damaged_history_is_told_and_left_alone(home: Path) -> None:
     assert doctor.check_chats(Library()).says == "none yet"
     file = Library().paths.chats
@@ -92,8 +119,11 @@ def test_a_damaged_history_is_told_and_left_alone(home: Path) -> None:
 
 
 def test_terminals_and_networks_by_their_environment() -> None:
-    assert "asks nobody" in doctor.check_network({"HF_HUB_OFFLINE": "1"}).says
-    assert "http://mirror" in doctor.check_network({"HF_ENDPOINT": "http://mirror"}).says
+    library = Library()
+    assert "asks nobody" in doctor.check_network(library, {"HF_HUB_OFFLINE": "1"}).says
+    says = doctor.check_network(library, {"HF_ENDPOINT": "http://me:secret@mirror"}).says
+    assert "ask mirror, huggingface.co" in says
+    assert "secret" not in says
 
 
 def test_the_worst_check_is_the_status() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +62,14 @@ def test_a_loaded_model_is_seen_until_it_goes(tmp_path: Path) -> None:
 
 def test_files_of_the_dead_and_of_others_are_swept_away(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    began = psutil.Process(child.pid).create_time()
+    began = psutil.Process(child.pid).create_time() - psutil.boot_time()
     child.communicate()
-    dead = Running(pid=child.pid, began=began, worker=1, model="m", n_ctx=1, n_threads=1)
-    reused = Running(pid=os.getpid(), began=began - 1000, worker=1, model="m", n_ctx=1, n_threads=1)
+    dead = Running(
+        pid=child.pid, began=began, worker=1, model="m", n_ctx=1, n_threads=1, host=platform.node()
+    )
+    reused = Running(
+        pid=os.getpid(), began=began - 1000, worker=1, model="m", n_ctx=1, n_threads=1, host=platform.node()
+    )
     for name, content in {
         "dead": msgspec.json.encode(dead),
         "reused": msgspec.json.encode(reused),
@@ -74,6 +79,9 @@ def test_files_of_the_dead_and_of_others_are_swept_away(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_bytes(content)
     assert not read_running(tmp_path)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "1.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(dead, host="another")))
+    assert not read_running(tmp_path)
+    assert list(tmp_path.iterdir()), "what another machine wrote into a shared home stays"
 
 
 def test_a_folder_that_cannot_be_costs_nothing(tmp_path: Path) -> None:
