@@ -9,9 +9,10 @@ import unicodedata
 
 # Kept on purpose: newline and tab for layout, ZWNJ and ZWJ because scripts and emoji need them.
 _KEPT = frozenset("\n\t\u200c\u200d")
-# Cc: C0, DEL and C1, where terminal escapes live. Zl, Zp: line breaks that only some programs see.
-# Cs: lone surrogates, which cannot be encoded. Bidi controls can make text read as something else.
-_DROPPED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+# Cc: C0, DEL and C1, where terminal escapes live. Zl, Zp: line breaks that only some programs see, so they
+# become newlines. Cs: lone surrogates, which cannot be encoded. Bidi controls can reorder what is read.
+_DROPPED_CATEGORIES = frozenset({"Cc", "Cs"})
+_LINE_BREAKS = {0x2028: "\n", 0x2029: "\n"}
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -25,7 +26,7 @@ def clean(text: str) -> str:
     """Return `text` without control characters; the result is the same however the input was cut."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(filter(_is_kept, text))
+    return "".join(filter(_is_kept, text.translate(_LINE_BREAKS)))
 
 
 def clean_line(text: str, limit: int = 200) -> str:

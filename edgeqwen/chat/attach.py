@@ -23,11 +23,21 @@ def insert_files(text: str) -> str:
     parts = [text]
     seen: set[Path] = set()
     for match in _NAMED.finditer(text):
-        path = Path(match[1] or match[2]).expanduser()
-        if path not in seen and path.is_file():
+        path = _file_named(match[1] or match[2])
+        is_there = path and f"{clean_line(str(path))}:\n```" in text  # an earlier message, edited
+        if path and path not in seen and not is_there:
             seen.add(path)
             parts.append(_block(path))
     return "\n\n".join(parts)
+
+
+def _file_named(name: str) -> Path | None:
+    """Return the file of this name, or None for a word that only looks like one."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _block(path: Path) -> str:

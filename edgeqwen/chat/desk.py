@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeqwen.chat.conversation import Conversation, Message
@@ -26,6 +27,15 @@ _DRAFT_EVERY_S = 1.0
 Piece = Delta | Prefill
 
 
+@dataclass(frozen=True)
+class Usual:
+    """What a chat begins with."""
+
+    think: bool | None = None
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    overflow: Overflow = "stop"
+
+
 class Desk:
     """One conversation at a time; lives as long as the front end."""
 
@@ -39,6 +49,8 @@ class Desk:
         """As asked for; None follows the model card."""
         self.sampler: dict[str, Any] = {}
         """Fields of SamplerParams that were set by hand, over the model card's."""
+        self.usual: Callable[[], Usual] = Usual
+        """What a chat begins with, as the settings have it now."""
         self.is_answering = False
         self._draft_at = 0.0
         self._refused = False
@@ -68,12 +80,32 @@ class Desk:
         if plan.notice:
             self._tell(plan.notice)
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the conversation still, from a question to the end of its answer. Raises InvalidInput.
+
+        Within it `put_question` or `back_to_question`, then `answer`; whatever else would change the
+        conversation is refused meanwhile.
+        """
+        self._check_idle()
+        self.is_answering = True
+        try:
+            yield
+        finally:
+            self.is_answering = False
+
+    def forget_settings(self) -> None:
+        """Let go what was set for one chat alone."""
+        usual = self.usual()
+        self.think, self.sampler = usual.think, dict(usual.sampler)
+        self.session.overflow, self.session.thinking_budget = usual.overflow, None
+        self.apply_settings()
+
     async def put_question(self, text: str, *, instead_of: int | None = None) -> Message:
         """Add a question at the end of the branch, or beside an earlier one; `answer` then answers it.
 
         It is kept even where no answer comes, so that it can be asked again.
         """
-        self._check_idle()
         branch = self.conversation.branch()
         if instead_of is not None:
             self.conversation.go_back_to(self.conversation.messages[instead_of].parent)
@@ -83,15 +115,15 @@ class Desk:
         await self._save()
         return question
 
-    def back_to_question(self, answer: int | None = None) -> None:
-        """Go back to the question that `answer` answers, or to the last one; old answers stay beside the new.
+    def back_to_question(self, message: int | None = None) -> None:
+        """Go back to a question, that which `message` is or answers, or else the last one.
 
-        Raises InvalidInput where there is none.
+        Old answers stay beside the new one. Raises InvalidInput where there is no question.
         """
-        self._check_idle()
         branch = self.conversation.branch()
-        if answer is not None:
-            question = self.conversation.messages[answer].parent
+        if message is not None:
+            named = self.conversation.messages[message]
+            question = named.id if named.role == "user" else named.parent
         else:
             question = next((message.id for message in reversed(branch) if message.role == "user"), None)
         if question is None:
@@ -103,15 +135,12 @@ class Desk:
 
         Raises what Session.answer raises.
         """
-        self._check_idle()
-        self.is_answering = True
         try:
             async with aclosing(self.session.answer()) as pieces:
                 async for piece in pieces:
                     yield piece
                     await self._save_draft()
         finally:
-            self.is_answering = False
             reply = self.session.reply
             if reply and reply.finished:
                 self.host.count(reply.finished.stats)
@@ -123,29 +152,31 @@ class Desk:
 
     async def switch_branch(self, message: int, step: int) -> Message:
         """Go to the next or previous alternative of a message and return it."""
-        self._check_idle()
-        siblings = [sibling.id for sibling in self.conversation.siblings(message)]
-        target = siblings[(siblings.index(message) + step) % len(siblings)]
-        self.conversation.switch_to(target)
-        await self._save()
-        return self.conversation.messages[target]
+        with self.turn():
+            siblings = [sibling.id for sibling in self.conversation.siblings(message)]
+            target = siblings[(siblings.index(message) + step) % len(siblings)]
+            self.conversation.switch_to(target)
+            await self._save()
+            return self.conversation.messages[target]
 
     async def delete_from(self, message: int) -> None:
         """Take a message and what follows it out of the branch in use; nothing is destroyed."""
-        self._check_idle()
-        self.conversation.go_back_to(self.conversation.messages[message].parent)
-        await self._save()
+        with self.turn():
+            self.conversation.go_back_to(self.conversation.messages[message].parent)
+            await self._save()
 
     def new(self, system: str = "") -> None:
         """Begin another chat."""
         self._check_idle()
         self.session.conversation, self.session.reply, self.chat = Conversation(system), None, None
+        self.forget_settings()
 
     async def open(self, chat: int) -> None:
         """Put a chat of the history on the desk. Raises NotFound, StoreError."""
-        self._check_idle()
-        conversation = await asyncio.to_thread(self.history.load, chat)
-        self.session.conversation, self.session.reply, self.chat = conversation, None, chat
+        with self.turn():
+            conversation = await asyncio.to_thread(self.history.load, chat)
+            self.session.conversation, self.session.reply, self.chat = conversation, None, chat
+        self.forget_settings()
 
     async def set_system(self, system: str) -> None:
         """Change the system prompt of the chat from here on."""
@@ -159,14 +190,19 @@ class Desk:
 
     async def _save(self) -> None:
         """Save the conversation; a failure is told once and made good by the next save that succeeds."""
+        conversation, before = self.conversation, self.chat
         try:
-            if self.chat is None:
-                if not self.conversation.messages:
-                    return
-                first = next(iter(self.conversation.messages.values())).text
-                self.chat = await asyncio.to_thread(self.history.create, self.conversation, first)
+            if before is not None:
+                chat = await asyncio.to_thread(self.history.save, before, conversation)
+            elif conversation.messages:
+                first = next(iter(conversation.messages.values())).text
+                chat = await asyncio.to_thread(self.history.create, conversation, first)
             else:
-                await asyncio.to_thread(self.history.save, self.chat, self.conversation)
+                return
+            if self.conversation is conversation:
+                self.chat = chat
+            if before not in (None, chat):
+                self._tell("another edgeqwen went on with this chat; here it is a chat of its own now")
         except StoreError as error:
             self._tell_refusal(error)
         else:

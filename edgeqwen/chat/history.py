@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
 END;
 """
 _TITLE = 60  # characters
+_LOOK_THROUGH = 64 << 20  # bytes that are looked through in a moment
 _UNDO_S = 7 * 24 * 3600.0  # deleted chats can be brought back for so long
 _CODECS: tuple[msgspec.json.Encoder, msgspec.json.Decoder[Made]] = (
     msgspec.json.Encoder(),
@@ -84,39 +85,61 @@ class History:
 
     def close(self) -> None:
         """Close the file; chats deleted more than a week ago go for good."""
-        with self._changing() as db:
+        with suppress(StoreError), self._changing() as db:
             db.execute("DELETE FROM chat WHERE deleted < ?", (self._clock() - _UNDO_S,))
         self._db.close()
 
     def create(self, conversation: Conversation, title: str) -> int:
-        """Begin a chat and return its id; its messages are saved with it."""
+        """Begin a chat with what was said so far and return its id."""
         now = self._clock()
         with self._changing() as db:
             row = db.execute(
                 "INSERT INTO chat (title, system, created, updated) VALUES (?, ?, ?, ?)",
                 (title_of(title), conversation.system, now, now),
             )
-        assert row.lastrowid is not None
-        self.save(row.lastrowid, conversation)
-        return row.lastrowid
+            assert row.lastrowid is not None
+            self._add(db, row.lastrowid, conversation, list(conversation.messages.values()))
+            return row.lastrowid
 
-    def save(self, chat: int, conversation: Conversation) -> None:
-        """Save what of a conversation is not there yet, and which branch is in use."""
+    def save(self, chat: int, conversation: Conversation) -> int:
+        """Save what of a conversation is not there yet, and which branch is in use; returns the chat's id.
+
+        That is another one where a second program has said something else in this chat meanwhile: then this
+        conversation goes on as a chat of its own. A deleted chat that goes on is no longer deleted.
+        """
         with self._changing() as db:
-            known = {id_ for (id_,) in db.execute("SELECT id FROM message WHERE chat = ?", (chat,))}
-            now = self._clock()
-            news = [message for id_, message in sorted(conversation.messages.items()) if id_ not in known]
-            db.executemany(
-                "INSERT INTO message (chat, id, parent, role, text, thinking, complete, made, said)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [_message_row(chat, message, now) for message in news],
+            kept = {
+                id_: (parent, role, size)
+                for id_, parent, role, size in db.execute(
+                    "SELECT id, parent, role, length(text) FROM message WHERE chat = ?", (chat,)
+                )
+            }
+            said = sorted(conversation.messages.items())
+            clashes = any(
+                id_ in kept and kept[id_] != (one.parent, one.role, len(_storable(one.text)))
+                for id_, one in said
             )
-            db.execute("DELETE FROM draft WHERE chat = ?", (chat,))
-            db.execute(
-                "UPDATE chat SET head = ?, system = ?, updated = CASE WHEN ? THEN ? ELSE updated END"
-                " WHERE id = ?",
-                (conversation.head, conversation.system, bool(news), now, chat),
-            )
+            if not clashes:
+                self._add(db, chat, conversation, [one for id_, one in said if id_ not in kept])
+                return chat
+        return self.create(conversation, self.title(chat))
+
+    def _add(
+        self, db: sqlite3.Connection, chat: int, conversation: Conversation, news: list[Message]
+    ) -> None:
+        now = self._clock()
+        db.executemany(
+            "INSERT INTO message (chat, id, parent, role, text, thinking, complete, made, said)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [_message_row(chat, message, now) for message in news],
+        )
+        db.execute("DELETE FROM draft WHERE chat = ? AND pid = ?", (chat, os.getpid()))
+        db.execute(
+            "UPDATE chat SET head = ?, system = ? WHERE id = ?",
+            (conversation.head, conversation.system, chat),
+        )
+        if news:
+            db.execute("UPDATE chat SET updated = ?, deleted = NULL WHERE id = ?", (now, chat))
 
     def save_draft(self, chat: int, conversation: Conversation, text: str, thinking: str) -> None:
         """Save an answer as far as it has come; it follows the conversation's head."""
@@ -139,8 +162,13 @@ class History:
                 " ORDER BY id",
                 (chat,),
             ).fetchall()
-        messages = {row[0]: _message(row) for row in rows}
-        return Conversation(found[0], messages, found[1] if found[1] in messages else None)
+        messages: dict[int, Message] = {}
+        for row in rows:
+            message = _message(row)
+            is_rooted = message.parent is None or message.parent in messages
+            messages[message.id] = message if is_rooted else replace(message, parent=None)
+        head = found[1] if found[1] in messages else max(messages, default=None)
+        return Conversation(found[0], messages, head)
 
     def chats(self, limit: int = 1000) -> list[Chat]:
         """Return the chats, pinned ones first, then the newest."""
@@ -152,7 +180,7 @@ class History:
         The index knows runs of three characters; shorter words, as most Chinese ones are, are looked for in
         what it leaves, or in everything.
         """
-        words = text.lower().split()
+        words = text.casefold().split()
         if not words:
             return self.chats(limit)
         long = [word for word in words if len(word) >= 3]
@@ -162,25 +190,35 @@ class History:
             values.append(" ".join('"' + word.replace('"', '""') + '"' for word in long))
         for word in words:
             if len(word) < 3:
-                conditions.append("instr(lower(message.text), ?) > 0")
+                conditions.append("instr(fold(message.text), ?) > 0")
                 values.append(word)
         inside = f"chat.id IN (SELECT chat FROM message WHERE {' AND '.join(conditions)})"
-        titled = " AND ".join("instr(lower(chat.title), ?) > 0" for _ in words)
+        titled = " AND ".join("instr(fold(chat.title), ?) > 0" for _ in words)
         condition = f"chat.deleted IS NULL AND ({inside} OR ({titled}))"
         return self._chats(condition, (*values, *words), limit)
 
     def rename(self, chat: int, title: str) -> None:
+        """Give a chat another title. Raises NotFound, StoreError, as the next three do."""
         self._set(chat, "title", title_of(title))
 
     def pin(self, chat: int, *, is_pinned: bool) -> None:
+        """Put a chat at the top of the list, or back among the others."""
         self._set(chat, "pinned", int(is_pinned))
 
     def delete(self, chat: int) -> None:
-        """Hide a chat; `restore` brings it back within a week."""
+        """Hide a chat; within a week `restore` brings it back."""
         self._set(chat, "deleted", self._clock())
 
-    def restore(self, chat: int) -> None:
-        self._set(chat, "deleted", None)
+    def restore(self) -> int | None:
+        """Bring back the chat that was deleted last, and return its id; None when there is none."""
+        with self._changing() as db:
+            found = db.execute(
+                "SELECT id FROM chat WHERE deleted IS NOT NULL ORDER BY deleted DESC, id DESC LIMIT 1"
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute("UPDATE chat SET deleted = NULL WHERE id = ?", found)
+            return int(found[0])
 
     def title(self, chat: int) -> str:
         """Return a chat's title. Raises NotFound."""
@@ -212,10 +250,11 @@ class History:
                 db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
             elif version == _VERSION:
                 db.execute("SELECT count(*) FROM chat, draft, message WHERE message.row < 0").fetchone()
+                self._check_pages(db)
             else:
                 return self._begin_anew(db, "comes from a newer edgeqwen")
         except sqlite3.OperationalError as error:
-            if "no such" not in str(error):
+            if not any(words in str(error) for words in ("no such", "already exists")):
                 db.close()
                 raise  # locked, full or not writable: the file itself may be fine
             return self._begin_anew(db, "is not whole")
@@ -223,11 +262,21 @@ class History:
             return self._begin_anew(db, "is damaged")
         return db
 
+    def _check_pages(self, db: sqlite3.Connection) -> None:
+        """Look through the file, unless that takes long and it was closed well. Raises DatabaseError."""
+        is_large = self._file.stat().st_size > _LOOK_THROUGH
+        if is_large and not self._file.with_name(f"{self._file.name}-wal").exists():
+            return
+        [(found,)] = db.execute("PRAGMA quick_check(1)").fetchall()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
     def _connect(self) -> sqlite3.Connection:
         os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))  # the journals get its mode
         with suppress(OSError):
             self._file.chmod(0o600)
         db = sqlite3.connect(self._file, timeout=10, check_same_thread=False, isolation_level=None)
+        db.create_function("fold", 1, str.casefold, deterministic=True)  # SQLite's own lower() knows ASCII
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA foreign_keys = ON")
@@ -252,16 +301,21 @@ class History:
     def _end_drafts(self) -> None:
         """Make messages of the answers that a crash has cut off."""
         with self._reading() as db:
-            drafts = db.execute("SELECT chat, id, parent, text, thinking, pid FROM draft").fetchall()
-        for chat, id_, parent, text, thinking, pid in drafts:
-            if pid != os.getpid() and psutil.pid_exists(pid):
-                continue  # another edgeqwen is still writing it
+            drafts = db.execute(
+                "SELECT chat, draft.id, parent, text, thinking, pid, updated"
+                " FROM draft JOIN chat ON chat = chat.id"
+            ).fetchall()
+        for chat, id_, parent, text, thinking, pid, updated in drafts:
+            if _is_writing(pid, updated):
+                continue
             conversation = self.load(chat)
             if (text or thinking) and id_ not in conversation.messages:
                 message = Message(id_, parent, "assistant", text, thinking, is_complete=False)
                 conversation.messages[id_] = message
                 conversation.head = id_
             self.save(chat, conversation)
+            with self._changing() as db:
+                db.execute("DELETE FROM draft WHERE chat = ? AND id = ?", (chat, id_))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -283,6 +337,16 @@ class History:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
+
+
+def _is_writing(pid: int, since: float) -> bool:
+    """Say whether a draft's program still runs; a process that is younger than the draft is another one."""
+    if pid == os.getpid():
+        return False
+    try:
+        return psutil.Process(pid).create_time() <= since + 1
+    except psutil.Error:
+        return False
 
 
 def title_of(text: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from edgeqwen.chat.loading import LoadOptions, LoadPlan, plan_load, saved_params
 from edgeqwen.chat.running import RunningFile
@@ -34,6 +35,11 @@ class Loaded:
     @property
     def name(self) -> str:
         return self.located.name
+
+    def card(self, *, thinks: bool) -> dict[str, Any]:
+        """Return the model card's sampler values, None where it has none."""
+        model = self.located.model
+        return vars(model.sampling_for(thinks)) if model else {}
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -84,9 +90,13 @@ class ModelHost:
         return self.loaded
 
     async def devices(self) -> Devices | EdgeQwenError:
-        """Return what the engine can compute on, or why it does not say."""
+        """Return what the engine can compute on, or why it does not say.
+
+        A process of its own is asked: the one that holds the model may be loading or answering.
+        """
         try:
-            return await self.client.devices()
+            async with WorkerClient(self._library.paths.logs) as client:
+                return await client.devices()
         except EdgeQwenError as error:
             return error
         except OSError as error:

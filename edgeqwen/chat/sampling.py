@@ -5,8 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from edgeqwen.config import SamplerConfig
 from edgeqwen.engine.protocol import SamplerParams
+from edgeqwen.errors import InvalidInput
 from edgeqwen.models.catalogue import Model
+
+
+def check_setting(key: str, value: object) -> None:
+    """Raise InvalidInput for a sampler setting that no request could carry, such as a temperature of -5."""
+    table, _, name = key.partition(".")
+    if table == "sampler" and name in {field.name for field in dataclasses.fields(SamplerConfig)}:
+        try:
+            SamplerParams(**{name: value})  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InvalidInput(f"{key} is a number, not {value}") from error
 
 
 class TurnPlan(NamedTuple):

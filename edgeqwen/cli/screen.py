@@ -92,8 +92,9 @@ def _plain_chat(invocation: Invocation, ref: str | None) -> int:
     from edgeqwen.cli.chat import LineChat
     from edgeqwen.cli.talk import Talk, TalkOptions
 
-    refs = [entry.ref for entry in invocation.store.entries()]
-    if ref is None and not refs:
-        raise InvalidInput("no model is installed yet; `edgeqwen recommend` names one, `pull` gets it")
-    with Talk(invocation, ref or refs[0], TalkOptions()) as talk:
+    ref = ref or invocation.usual_model()
+    if ref is None:
+        message = "no model is installed yet; `edgeqwen recommend` names one, `edgeqwen chat demo` needs none"
+        raise InvalidInput(message)
+    with Talk(invocation, ref, TalkOptions()) as talk:
         return LineChat(talk).hold()

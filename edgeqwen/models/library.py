@@ -5,7 +5,9 @@ Decides nothing; front ends take from it what they pass on.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeqwen.paths import Paths, expand, shipped_catalogue, shipped_models, site_stores, user_paths
@@ -46,6 +48,24 @@ class Library:
         roots = (settings.moving_from, *settings.roots) if settings.moving_from else settings.roots
         own = expand(settings.path) if settings.path else self.paths.models
         return Store(own, (*(expand(root) for root in roots), *site_stores()), shipped_models())
+
+    def usual_model(self) -> str | None:
+        """Return the model that was used last, else the first installed that chats; None: there is none."""
+        entries = self.store.entries()
+        refs = {entry.ref for entry in (*entries, *self.store.shipped())}
+        with suppress(OSError, UnicodeDecodeError):
+            last = self.paths.last_model.read_text(encoding="utf-8").strip()
+            if last in refs or (last.endswith((".gguf", ".json")) and Path(last).exists()):
+                return last
+        known = self.catalogue.models
+        models = {entry.ref: known.get(entry.manifest.catalogue_ref or "") for entry in entries}
+        return next((ref for ref, model in models.items() if model is None or model.can_chat), None)
+
+    def remember_model(self, ref: str) -> None:
+        """Make a model the usual one. A disk that refuses costs nothing but that."""
+        with suppress(OSError):
+            self.paths.last_model.parent.mkdir(parents=True, exist_ok=True)
+            self.paths.last_model.write_text(ref, encoding="utf-8")
 
     @cached_property
     def stamps(self) -> Stamps:

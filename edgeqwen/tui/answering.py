@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from edgeqwen.chat.desk import Piece
@@ -94,6 +94,18 @@ class Answering:
             await self._view.think(thinking, self._n_thinking, self._budget)
         if answer:
             await self._view.grow(answer)
+
+
+def remarks(reply: Reply) -> Iterator[tuple[str, str]]:
+    """Yield what is to be said after an answer beside its figures, each with its kind of notice."""
+    if reply.restored_tokens:
+        text = _("{n} tokens of this chat came back from disk and were not read again")
+        yield "notice", text.format(n=f"{reply.restored_tokens:,}")
+    if reply.dropped:
+        text = _("the context was full: {n} earlier messages ({m} tokens) were not shown to the model")
+        n_messages = len(reply.dropped.messages) + len(reply.dropped.thinking_of)
+        hint = _("/full stop, or a larger run.ctx, shows it all of them")
+        yield "warning", f"{text.format(n=n_messages, m=f'{reply.dropped.n_tokens:,}')}\n{hint}"
 
 
 def _is_behind(view: GrowingView) -> bool:

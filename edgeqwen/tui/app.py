@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from textual import work
+from textual import _xterm_parser, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -28,10 +28,12 @@ from edgeqwen.machine.monitor import Monitor, advice
 from edgeqwen.models.library import Library
 from edgeqwen.models.queue import PullQueue
 from edgeqwen.models.sources import user_sources
+from edgeqwen.text import clean
 from edgeqwen.tui import commands
 from edgeqwen.tui.chat import ChatScreen
 from edgeqwen.tui.flush import base_interval
 from edgeqwen.tui.language import _, set_language
+from edgeqwen.tui.screens.dialogs import Confirm
 from edgeqwen.tui.screens.monitor import MonitorScreen
 from edgeqwen.tui.widgets.monitor import Record
 from edgeqwen.tui.widgets.status import Gauge
@@ -58,6 +60,11 @@ _CONTRAST = Theme(
 )
 
 
+# Below this many bytes the library's parser tears apart what an input method commits: five Chinese words.
+if hasattr(_xterm_parser, "_MAX_SEQUENCE_SEARCH_THRESHOLD"):
+    _xterm_parser._MAX_SEQUENCE_SEARCH_THRESHOLD = 1024
+
+
 @dataclass(frozen=True)
 class Start:
     """What the command line asks for."""
@@ -79,7 +86,7 @@ class EdgeApp(App[None]):
     ]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (18, "-tall")]  # noqa: RUF012 - as above
     COMMAND_PALETTE_BINDING = "ctrl+p"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "ask_to_quit", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "ask_to_quit", show=False, priority=True)]
 
     def __init__(self, library: Library, start: Start) -> None:
         super().__init__()
@@ -97,7 +104,9 @@ class EdgeApp(App[None]):
             low_bandwidth=self.low_bandwidth,
             all_cores=n_threads >= (os.cpu_count() or 1),
         )
-        self.chat = ChatScreen(library, self._queue, self.gauge, self.record, base_interval=base)
+        self.chat = ChatScreen(
+            library, self._queue, self.gauge, self.record, base_interval=base, plots=not self.low_bandwidth
+        )
         self.register_theme(_CONTRAST)
 
     def get_default_screen(self) -> Screen[None]:
@@ -105,7 +114,11 @@ class EdgeApp(App[None]):
 
     def on_mount(self) -> None:
         self.follow_settings()
-        self.set_keymap(self.library.config.tui.keys)
+        keys = self.library.config.tui.keys
+        self.set_keymap(keys)
+        if unknown := [name for name in keys if name not in commands.COMMANDS]:
+            text = _("the settings give keys to what is no command: {names}")
+            self.notify(text.format(names=", ".join(unknown)), severity="warning")
         self.call_after_refresh(self.begin)
 
     def follow_settings(self) -> None:
@@ -129,7 +142,7 @@ class EdgeApp(App[None]):
         self.set_interval(3.0 if self.low_bandwidth else 1.0, self._tick)
         self.set_interval(1.0 if self.low_bandwidth else 0.25, self._draw)
         try:
-            ref = self._start.ref or await asyncio.to_thread(self._usual_model)
+            ref = self._start.ref or await asyncio.to_thread(self.library.usual_model)
         except EdgeQwenError as error:
             self.notify(error.message, severity="error", timeout=30, markup=False)
             return
@@ -138,23 +151,12 @@ class EdgeApp(App[None]):
         elif self._start.chat is None:
             await self.chat.welcome()
 
+    def notify(self, message: str, **options: Any) -> None:  # noqa: ANN401 - as the library has it
+        """Say something in a corner: as text, whoever wrote it."""
+        super().notify(clean(message), **{**options, "markup": False})
+
     def _tell(self, text: str) -> None:
         self.notify(text, severity="warning", markup=False, timeout=12)
-
-    def _usual_model(self) -> str | None:
-        """Return the model that was used last, else the first one installed; None where there is none."""
-        refs = [entry.ref for entry in self.library.store.entries()]
-        with suppress(OSError, UnicodeDecodeError):
-            last = self.library.paths.last_model.read_text(encoding="utf-8").strip()
-            if last in refs or (last.endswith((".gguf", ".json")) and os.path.exists(last)):  # noqa: PTH110
-                return last
-        catalogue = self.library.catalogue
-        entries = {entry.ref: entry.manifest.catalogue_ref for entry in self.library.store.entries()}
-        for ref, known in entries.items():
-            model = catalogue.models.get(known or "")
-            if model is None or "chat" in model.capabilities:
-                return ref
-        return None
 
     async def _tick(self) -> None:
         """Once a second: look at the machine."""
@@ -162,7 +164,7 @@ class EdgeApp(App[None]):
         sample = await asyncio.to_thread(self._monitor.sample, self._host.client.pid)
         self.gauge.sample = sample
         found = advice(sample, n_context=self.gauge.n_context, n_ctx=self.gauge.n_ctx)
-        self.gauge.advice = found[0] if found else ""
+        self.gauge.advice = tuple(found)
         self.record.tick(self.gauge, is_answering=self.chat.is_answering)
         self._count_downloads()
         self.chat.draw(second=True)
@@ -192,7 +194,8 @@ class EdgeApp(App[None]):
                 )
 
     async def action_ask_to_quit(self) -> None:
-        self.chat.action_command("quit")
+        if not isinstance(self.screen, Confirm):
+            self.chat.action_command("quit")
 
     async def on_unmount(self) -> None:
         """Leave nothing running and nothing unsaved."""

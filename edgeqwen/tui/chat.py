@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer
+from textual.widgets import Footer, Static
+from textual.worker import WorkerCancelled, WorkerFailed
 
 from edgeqwen.chat.attach import insert_files
 from edgeqwen.chat.conversation import Message
-from edgeqwen.chat.desk import Desk
+from edgeqwen.chat.desk import Desk, Usual
 from edgeqwen.chat.loading import LoadOptions
 from edgeqwen.chat.session import Reply
 from edgeqwen.errors import EdgeQwenError, NotFound, WorkerLost
@@ -27,14 +28,14 @@ from edgeqwen.models.library import Library
 from edgeqwen.models.queue import PullQueue
 from edgeqwen.text import clean
 from edgeqwen.tui import commands
-from edgeqwen.tui.answering import Answering
+from edgeqwen.tui.answering import Answering, remarks
 from edgeqwen.tui.language import _
 from edgeqwen.tui.screens.dialogs import Confirm
 from edgeqwen.tui.welcome import Welcome
 from edgeqwen.tui.widgets.message import MessageView
 from edgeqwen.tui.widgets.monitor import MonitorView, Record
 from edgeqwen.tui.widgets.prompt import Prompt
-from edgeqwen.tui.widgets.status import Gauge, StatusBar
+from edgeqwen.tui.widgets.status import Gauge, Progress, StatusBar
 from edgeqwen.tui.widgets.transcript import Transcript
 
 _AGAIN_S = 10.0  # a worker that dies twice within so long is not started a third time
@@ -56,15 +57,17 @@ class ChatScreen(Screen[None]):
     ]
 
     def __init__(
-        self, library: Library, queue: PullQueue, gauge: Gauge, record: Record, *, base_interval: float
-    ) -> None:
+        self, library: Library, queue: PullQueue, gauge: Gauge, record: Record, *, base_interval: float,
+        plots: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.library, self.queue, self.gauge, self.record = library, queue, gauge, record
-        self._base_interval = base_interval
+        self._base_interval, self._plots = base_interval, plots
         self._desk: Desk | None = None
         self._answering: Answering | None = None
         self._editing: int | None = None
         self._lost_at = float("-inf")
+        self._waiting = False  # a question, for its model
 
     @property
     def desk(self) -> Desk:
@@ -83,14 +86,15 @@ class ChatScreen(Screen[None]):
 
     @property
     def is_answering(self) -> bool:
-        return self._answering is not None
+        """From the sending of a message to the last word of its answer, loading included."""
+        return self._desk is not None and self._desk.is_answering
 
     def compose(self) -> ComposeResult:
-        settings = self.library.config.tui
         yield StatusBar()
         yield Transcript()
-        yield MonitorView(plots=not settings.low_bandwidth, id="side-monitor")
-        yield Prompt(enter_sends=settings.enter_sends, blinks=False)
+        yield Static(_("↓ new text · Ctrl+End follows it"), id="new-text", markup=False)
+        yield MonitorView(plots=self._plots, id="side-monitor")
+        yield Prompt(enter_sends=self.library.config.tui.enter_sends, blinks=False)
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -107,13 +111,19 @@ class ChatScreen(Screen[None]):
     async def begin(self, desk: Desk, chat: int | None) -> None:
         """Take the conversation over, once the history is open."""
         self._desk = desk
-        desk.session.overflow = self.library.config.run.full
         desk.session.delta_s = self._base_interval
-        desk.think = self.library.config.run.think
-        desk.sampler = self.library.config.sampler.given()
-        if chat is not None:
-            await desk.open(chat)
-            await self.redraw()
+        desk.usual = self._usual
+        desk.forget_settings()
+        try:
+            if chat is not None:
+                await desk.open(chat)
+                await self.redraw()
+        except EdgeQwenError as error:
+            self.fail(error)
+
+    def _usual(self) -> Usual:
+        config = self.library.config
+        return Usual(config.run.think, config.sampler.given(), config.run.full)
 
     async def welcome(self) -> None:
         """Say what can be done where no model is installed."""
@@ -123,96 +133,103 @@ class ChatScreen(Screen[None]):
         self._run_command("models", event.ref)
 
     @work(exclusive=True, group="load")
-    async def load(self, ref: str) -> None:
-        """Load a model in place of the one in use."""
-        if self.is_answering:
+    async def load(self, ref: str) -> bool:
+        """Load a model in place of the one in use, and say whether it is there."""
+        while self.is_answering and not self._waiting:
             with suppress(WorkerLost):
                 await self.desk.stop()
-            await self.workers.wait_for_complete([one for one in self.workers if one.group == "answer"])
+            await asyncio.sleep(0.05)
         config = self.library.config.run
         options = LoadOptions(n_ctx=config.ctx, n_threads=config.threads or usable_cores())
-        started = time.monotonic()
-
-        def progress(what: str, share: float) -> None:
-            elapsed = time.monotonic() - started
-            left = f", {elapsed / share - elapsed:.0f} s" if share > 0.05 and elapsed > 1 else ""
-            self.gauge.activity = f"{what} {100 * share:.0f}%{left}"
-
         try:
-            loaded = await self.desk.load(ref, options, progress)
+            loaded = await self.desk.load(ref, options, Progress(self.gauge))
         except EdgeQwenError as error:
-            self.gauge.model = ""
+            before = self.desk.host.loaded
+            self.gauge.model = before.name if before else ""
             await self.transcript.notice(f"{error.message}\n{_('Ctrl+O shows the models')}", kind="error")
-            return
+            return False
         finally:
             self.gauge.activity = ""
         self.gauge.model, self.gauge.n_ctx, self.gauge.n_context = loaded.name, loaded.ready.n_ctx, 0
         self.gauge.kv_bytes = loaded.plan.estimate.kv_cache if loaded.plan.estimate else 0
         for notice in loaded.notices:
             self.tell(notice, severity="warning")
-        self._remember(ref)
+        self.library.remember_model(ref)
         if not self.desk.conversation.messages:
             await self.redraw()
+        return True
 
-    def _remember(self, ref: str) -> None:
-        with suppress(OSError):
-            self.library.paths.last_model.parent.mkdir(parents=True, exist_ok=True)
-            self.library.paths.last_model.write_text(ref, encoding="utf-8")
-
-    def model_card(self) -> dict[str, Any]:
-        """Return the sampler values that hold where nothing is set."""
-        loaded = self.desk.host.loaded
-        if loaded is None or loaded.located.model is None:
-            return {}
-        return vars(loaded.located.model.sampling_for(self.desk.session.think is True))
-
-    def follow_settings(self) -> None:
-        """Do what the settings say now."""
-        self.desk.sampler = self.library.config.sampler.given()
-        self.desk.think = self.library.config.run.think
-        self.desk.session.overflow = self.library.config.run.full
-        self.desk.apply_settings()
+    def follow_settings(self, key: str) -> None:
+        """Do what the settings say now of `key`; what was set for this chat alone stays."""
+        table, _dot, name = key.partition(".")
+        usual, desk = self._usual(), self.desk
+        if table == "sampler":
+            kept = {field: value for field, value in desk.sampler.items() if field != name}
+            desk.sampler = kept | ({name: usual.sampler[name]} if name in usual.sampler else {})
+        elif key == "run.think":
+            desk.think = usual.think
+        elif key == "run.full":
+            desk.session.overflow = usual.overflow
+        desk.apply_settings()
+        self.prompt.enter_sends = self.library.config.tui.enter_sends
         self.app.follow_settings()  # type: ignore[attr-defined]
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
-        if event.text.startswith("/"):
-            name, _space, rest = event.text[1:].strip().partition(" ")
-            self._run_command(name, rest.strip())
+        first, *rest = event.text.split(maxsplit=1)
+        if first.startswith("/") and "/" not in first[1:]:  # else it is a path
+            name = first[1:]
+            if name not in commands.COMMANDS:
+                self.prompt.put_back(event.text)
+            self._run_command(name, self.prompt.with_attachments(rest[0]) if rest else "")
         else:
             self.say(event.text)
 
     @work(group="answer")
     async def say(self, typed: str) -> None:
         """Send a message, or what replaces an earlier one."""
-        try:
-            if self.is_answering:
-                self.prompt.put_back(typed)
-                self.tell(_("an answer is coming; Esc stops it"))
-                return
-            text = await asyncio.to_thread(insert_files, clean(self.prompt.with_attachments(typed)))
-            await self._wait_for_model()
-            editing, self._editing = self._editing, None
-            await self.desk.put_question(text, instead_of=editing)
-            await self._stream()
-        except EdgeQwenError as error:
+        if self.is_answering:
             self.prompt.put_back(typed)
+            self.tell(_("an answer is coming; Esc stops it"))
+            return
+        is_kept = False
+        try:
+            with self.desk.turn():
+                text = await asyncio.to_thread(insert_files, typed)
+                await self._wait_for_model()
+                editing, self._editing = self._editing, None
+                whole = clean(self.prompt.with_attachments(text))
+                await self.desk.put_question(whole, instead_of=editing)
+                is_kept = True
+                await self._stream()
+        except EdgeQwenError as error:
+            if not is_kept:
+                self.prompt.put_back(typed)
             self.fail(error)
+        except asyncio.CancelledError:
+            if not is_kept:
+                self.prompt.put_back(typed)
+            raise
 
     @work(group="answer")
-    async def regenerate(self, answer: int | None) -> None:
-        """Answer a question again, the last one or that of `answer`."""
+    async def regenerate(self, message: int | None) -> None:
+        """Answer a question again: that which `message` is or answers, or else the last one."""
         try:
-            await self._wait_for_model()
-            self.desk.back_to_question(answer)
-            await self._stream()
+            with self.desk.turn():
+                await self._wait_for_model()
+                self.desk.back_to_question(message)
+                await self._stream()
         except EdgeQwenError as error:
             self.fail(error)
 
     async def _wait_for_model(self) -> None:
         """Wait while a model loads. Raises NotFound when none is loaded then."""
-        loading = [worker for worker in self.workers if worker.group == "load" and not worker.is_finished]
-        if loading:
-            await self.workers.wait_for_complete(loading)
+        self._waiting = True
+        try:
+            while loading := [one for one in self.workers if one.group == "load" and not one.is_finished]:
+                with suppress(WorkerCancelled, WorkerFailed):  # another load may have taken its place
+                    await self.workers.wait_for_complete(loading)
+        finally:
+            self._waiting = False
         if self.desk.host.loaded is None:
             raise NotFound(_("no model is loaded; Ctrl+O shows the models"))
 
@@ -249,15 +266,8 @@ class ChatScreen(Screen[None]):
         if reply and reply.finished:
             self.gauge.count(reply.finished.stats)
             self.record.answers.append(reply.finished.stats)
-        if reply and reply.restored_tokens:
-            text = _("{n} tokens of this chat came back from disk and were not read again")
-            self.tell(text.format(n=f"{reply.restored_tokens:,}"))
-        if reply and reply.dropped:
-            text = _("the context was full: {n} earlier messages ({m} tokens) were not shown to the model")
-            n_messages = len(reply.dropped.messages) + len(reply.dropped.thinking_of)
-            hint = _("/full stop, or a larger run.ctx, shows it all of them")
-            notice = text.format(n=n_messages, m=f"{reply.dropped.n_tokens:,}")
-            await self.transcript.notice(f"{notice}\n{hint}", kind="warning")
+        for kind, text in remarks(reply) if reply else ():
+            await self.transcript.notice(text, kind=kind)
         if failure is None:
             return
         hint = _("Ctrl+G asks again")
@@ -306,6 +316,7 @@ class ChatScreen(Screen[None]):
         except EdgeQwenError as error:
             self.fail(error)
 
+    @work(group="command")
     async def on_message_view_asked(self, event: MessageView.Asked) -> None:
         message = event.view.message
         try:
@@ -327,10 +338,8 @@ class ChatScreen(Screen[None]):
         """Open the monitor over the screen."""
         from edgeqwen.tui.screens.monitor import MonitorScreen
 
-        plots = not self.library.config.tui.low_bandwidth
-        self.app.push_screen(
-            MonitorScreen(self.gauge, self.record, self.library, self.desk.host, plots=plots)
-        )
+        host = self.desk.host
+        self.app.push_screen(MonitorScreen(self.gauge, self.record, self.library, host, plots=self._plots))
 
     async def leave(self) -> None:
         """Quit, after a question where something is going on."""
@@ -341,7 +350,9 @@ class ChatScreen(Screen[None]):
         self.app.exit()
 
     async def action_back(self) -> None:
-        if self.is_answering:
+        if self._waiting:
+            self.workers.cancel_group(self, "answer")
+        elif self._answering:
             self.gauge.activity = _("stopping…")
             with suppress(WorkerLost):  # the answer's own end says so
                 await self.desk.stop()
@@ -365,14 +376,10 @@ class ChatScreen(Screen[None]):
             self.tell(_("Ctrl+Q quits"))
 
     def action_page(self, step: int) -> None:
-        self.transcript.scroll_relative(y=step * max(1, self.transcript.size.height - 2), animate=False)
+        self.transcript.page(step)
 
     def action_scroll_to(self, end: int) -> None:
-        if end:
-            self.transcript.anchor()
-            self.transcript.scroll_end(animate=False)
-        else:
-            self.transcript.scroll_home(animate=False)
+        self.transcript.go_to(end=bool(end))
 
     def action_message(self, step: int) -> None:
         self.transcript.focus_next(step)
@@ -383,6 +390,8 @@ class ChatScreen(Screen[None]):
             self.gauge.rate = self._answering.rate
         if self._answering and (reply := self.desk.session.reply):
             self.gauge.n_context = reply.prompt_tokens + reply.n_tokens
+        for hint in self.query("#new-text"):
+            hint.display = self._answering is not None and not self.transcript.is_followed
         if second or not self.is_answering:
             for bar in self.query(StatusBar):  # none while the program closes
                 bar.draw(self.gauge)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Protocol, cast, get_args
 
 from textual.app import App, SuspendNotSupported
 from textual.binding import Binding
@@ -33,6 +33,7 @@ from edgeqwen.paths import expand
 from edgeqwen.tui.clipboard import copy
 from edgeqwen.tui.language import N_, _
 from edgeqwen.tui.markdown import code_blocks
+from edgeqwen.tui.screens.dialogs import Confirm
 from edgeqwen.tui.widgets.prompt import Prompt
 from edgeqwen.tui.widgets.transcript import Transcript
 
@@ -50,13 +51,14 @@ class ChatFace(Protocol):
     @property
     def transcript(self) -> Transcript: ...
     def tell(self, text: str) -> None: ...
-    def load(self, ref: str) -> Worker[None]: ...
-    def regenerate(self, answer: int | None) -> object: ...
+    def load(self, ref: str) -> Worker[bool]: ...
+    def regenerate(self, message: int | None) -> object: ...
+    @property
+    def is_answering(self) -> bool: ...
     def edit(self, message: Message) -> None: ...
     @property
     def prompt(self) -> Prompt: ...
-    def follow_settings(self) -> None: ...
-    def model_card(self) -> dict[str, Any]: ...
+    def follow_settings(self, key: str) -> None: ...
     def show_monitor(self) -> None: ...
     async def redraw(self) -> None: ...
     async def leave(self) -> None: ...
@@ -93,7 +95,7 @@ def bindings() -> list[Binding]:
     shown = {"models", "history", "new", "monitor", "help"}
     return [
         Binding(
-            command.keys,
+            command.keys or f"no-key-of-{name}",  # which `tui.keys` may replace by one
             f"command('{name}')",
             _(command.title).partition(":")[0],
             show=name in shown,
@@ -101,7 +103,6 @@ def bindings() -> list[Binding]:
             priority=True,
         )
         for name, command in COMMANDS.items()
-        if command.keys
     ]
 
 
@@ -144,7 +145,7 @@ async def _history(screen: ChatFace, _rest: str) -> None:
 
 @_command("new", "New chat", "ctrl+n")
 async def _new(screen: ChatFace, _rest: str) -> None:
-    screen.desk.new(screen.desk.conversation.system)
+    screen.desk.new()
     await screen.redraw()
 
 
@@ -157,7 +158,7 @@ async def _preset(screen: ChatFace, _rest: str) -> None:
     if chosen:
         screen.desk.new(chosen[1])
         screen.desk.think = chosen[0].think
-        screen.desk.sampler = {**screen.library.config.sampler.given(), **chosen[0].sampler}
+        screen.desk.sampler = {**screen.desk.sampler, **chosen[0].sampler}
         screen.desk.apply_settings()
         await screen.redraw()
         await screen.transcript.notice(f"{chosen[0].title}\n{chosen[1]}")
@@ -173,7 +174,8 @@ async def _system(screen: ChatFace, rest: str) -> None:
 async def _settings(screen: ChatFace, _rest: str) -> None:
     from edgeqwen.tui.screens.settings import SettingsScreen
 
-    card = screen.model_card()
+    loaded = screen.desk.host.loaded
+    card = loaded.card(thinks=screen.desk.session.think is True) if loaded else {}
     await screen.app.push_screen_wait(SettingsScreen(screen.library, card, screen.follow_settings))
 
 
@@ -191,6 +193,14 @@ async def _stop(screen: ChatFace, _rest: str) -> None:
 @_command("answer", "Answer now: end the thinking", "ctrl+y")
 async def _answer_now(screen: ChatFace, _rest: str) -> None:
     await screen.desk.session.answer_now()
+
+
+@_command("thoughts", "Open or fold what the model thinks", "f5")
+async def _thoughts(screen: ChatFace, _rest: str) -> None:
+    if growing := screen.transcript.growing:
+        growing.toggle_thinking()
+    elif views := screen.transcript.views:
+        views[-1].action_toggle_thinking()
 
 
 @_command("think", "Thinking on or off", "ctrl+t", "[on|off|auto]")
@@ -220,9 +230,8 @@ async def _full(screen: ChatFace, rest: str) -> None:
 
 @_command("retry", "Answer the last question again", "ctrl+g", "[REF]")
 async def _retry(screen: ChatFace, rest: str) -> None:
-    if rest:
-        await screen.load(rest).wait()
-    screen.regenerate(None)
+    if not rest or await screen.load(rest).wait():
+        screen.regenerate(None)
 
 
 @_command("edit", "Edit the last question")
@@ -254,7 +263,7 @@ async def _export(screen: ChatFace, rest: str) -> None:
     if desk.chat is None:
         raise InvalidInput(_("nothing was said yet"))
     title = desk.history.title(desk.chat)
-    path = expand(rest) if rest else screen.library.paths.exports / f"chat-{desk.chat}.md"
+    path = expand(rest) if rest else screen.library.paths.exports / f"chat-{desk.chat}-{_stamp()}.md"
     is_json = path.suffix == ".json"
     text = to_json(title, desk.conversation).decode() if is_json else to_markdown(title, desk.conversation)
     await save_text(screen, text, str(path))
@@ -270,6 +279,8 @@ async def _rename(screen: ChatFace, rest: str) -> None:
 
 @_command("older", "Show all messages of this chat")
 async def _older(screen: ChatFace, _rest: str) -> None:
+    if screen.is_answering:
+        raise InvalidInput(_("an answer is coming; Esc stops it"))
     await screen.transcript.show(screen.desk.conversation, everything=True)
 
 
@@ -303,10 +314,12 @@ async def do_with(screen: ChatFace, message: Message, what: str) -> None:
     elif what == "edit":
         screen.edit(message)
     elif what == "regenerate":
-        screen.regenerate(message.id if message.role == "assistant" else None)
+        screen.regenerate(message.id)
     elif what == "delete":
-        await screen.desk.delete_from(message.id)
-        await screen.redraw()
+        question = _("Take this message and what follows it out of the chat?")
+        if await screen.app.push_screen_wait(Confirm(question)):
+            await screen.desk.delete_from(message.id)
+            await screen.redraw()
     elif what in ("previous", "next"):
         target = await screen.desk.switch_branch(message.id, 1 if what == "next" else -1)
         await screen.redraw()
@@ -331,10 +344,13 @@ async def copy_code_of(screen: ChatFace, message: Message, number: int = 0) -> N
 
 async def save_text(screen: ChatFace, text: str, name: str) -> None:
     """Write a text to a new file and say where. Raises StoreError; no file is overwritten."""
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    path = expand(name) if name else screen.library.paths.exports / f"answer-{stamp}.md"
+    path = expand(name) if name else screen.library.paths.exports / f"answer-{_stamp()}.md"
     await asyncio.to_thread(_write_new, path, text)
     screen.tell(_("written to {path}").format(path=path))
+
+
+def _stamp() -> str:
+    return datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replies: tuple[Reply, ...] = ()
     delay_s: float = 0.0
     """Seconds each step takes."""
+    load_s: float = 0.0
+    """Seconds that loading takes."""
     fault: str | int | None = None
     template: str | None = None
 
@@ -70,6 +73,7 @@ class ScriptedEngine:
         if self._script.fault == "load":
             raise LoadFailed("the script refuses to load", path=path, reason="scripted")
         for step in range(1, 5):
+            time.sleep(self._script.load_s / 4)
             on_progress(step / 4)
         self.n_ctx, self.n_slots, self.n_batch = params.n_ctx, params.n_slots, params.n_batch
         self.template = self._script.template

@@ -15,7 +15,6 @@ from edgeqwen.tui.screens.dialogs import Confirm, Form
 from edgeqwen.tui.screens.monitor import MonitorScreen
 from edgeqwen.tui.widgets.message import GrowingView, MessageView, ThinkingView
 from edgeqwen.tui.widgets.monitor import MonitorView
-from tests.support.asking import script
 from tests.tui.conftest import Open
 from tests.tui.waiting import app_of, ask, messages, say, shown, toasts, until
 
@@ -366,57 +365,3 @@ async def test_the_hostile_text_of_a_model_is_text(open_app: Open, size: tuple[i
         text = shown(pilot)
         assert "[red]x[/]" in text
         assert not {"\x1b", "\x9b", "\x07"} & set(text)
-
-
-async def test_keys_can_be_others(open_app: Open, home: Path) -> None:
-    (home / "config").mkdir(parents=True)
-    (home / "config" / "config.toml").write_text('[tui.keys]\nnew = "ctrl+k"\n')
-    async with open_app(pieces=["ok"]) as pilot:
-        await ask(pilot, "x")
-        await pilot.press("ctrl+n")
-        assert messages(pilot)
-        await pilot.press("ctrl+k")
-        await until(pilot, lambda: not messages(pilot), "a new chat has begun")
-
-
-async def test_another_model_answers_again_beside_the_first(open_app: Open, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = script(tmp_path / "other", pieces=["from the other"])
-    async with open_app(pieces=["from the first"]) as pilot:
-        await ask(pilot, "x")
-        await say(pilot, f"/retry {other}")
-        await until(pilot, lambda: messages(pilot)[-1:] == ["from the other"], "the other one answers")
-        app_of(pilot).chat.query(MessageView).last().focus()
-        await pilot.press("left")
-        await until(pilot, lambda: messages(pilot)[-1:] == ["from the first"], "the first is beside it")
-
-
-def remove_script(folder: Path) -> None:
-    next(folder.glob("*.script.json")).unlink()
-
-
-async def test_a_model_removed_under_a_chat_is_a_sentence_once_it_is_needed(
-    open_app: Open, tmp_path: Path
-) -> None:
-    async with open_app(**SLOW) as pilot:
-        app = app_of(pilot)
-        await say(pilot, "x")
-        await until(pilot, lambda: "word" in shown(pilot), "it answers")
-        remove_script(tmp_path)
-        pid = app.chat.desk.host.client.pid
-        assert pid
-        os.kill(pid, signal.SIGKILL)
-        await until(pilot, lambda: "no such file" in shown(pilot), "it says so")
-        assert "Ctrl+O" in shown(pilot)
-        assert messages(pilot)[-1].startswith("word"), "the text stays"
-
-
-async def test_a_chat_that_came_back_from_disk_says_so(open_app: Open, models: Path) -> None:
-    text = "The old bridge over the river leads from one half of the city to the other. " * 4
-    for chat in (None, 1):
-        async with open_app(chat=chat, ref=str(models / "qwen3.gguf")) as pilot:
-            app_of(pilot).chat.desk.sampler = {"temperature": 0, "max_tokens": 4}
-            app_of(pilot).chat.desk.apply_settings()
-            await ask(pilot, text if chat is None else "And?")
-            said = [one for one in toasts(pilot) if "came back from disk" in one]
-            assert len(said) == (0 if chat is None else 1)

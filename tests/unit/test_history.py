@@ -76,7 +76,7 @@ def test_titles_pins_deletions_and_their_undoing(history: History) -> None:
     history.delete(first)
     assert [chat.id for chat in history.chats()] == [second]
     assert history.search("one") == []
-    history.restore(first)
+    assert history.restore() == first
     assert len(history.chats()) == 2
     with pytest.raises(NotFound):
         history.rename(99, "x")

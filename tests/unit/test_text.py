@@ -43,7 +43,7 @@ def streamed(pieces: list[bytes], stop: tuple[str, ...]) -> tuple[str, bool]:
         (b"\xff\xfeok\xe4\xb8", (), "\ufffd\ufffdok\ufffd", False),
         (b"a\x1b[31mred\x07\r\nb", (), "a[31mred\nb", False),
         (b"E\x00ND of it", ("END",), "", True),
-        ("a\u202eb\u2028c".encode(), (), "abc", False),
+        ("a\u202eb\u2028c".encode(), (), "ab\nc", False),
     ],
 )
 def test_text_is_the_same_at_every_cut(data: bytes, stop: tuple[str, ...], text: str, stopped: bool) -> None:

@@ -14,6 +14,9 @@ from textual.screen import ModalScreen, ScreenResultType
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgeqwen.text import clean, clean_line
+from edgeqwen.tui.screens.dialogs import Line
+
 
 class Row(NamedTuple):
     """One line of a list."""
@@ -40,9 +43,7 @@ class Chooser(ModalScreen[ScreenResultType]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="chooser"):
             yield Static(self.heading(), classes="title", markup=False)
-            field = Input(placeholder=self.placeholder, compact=True)
-            field.cursor_blink = False
-            yield field
+            yield Line(placeholder=self.placeholder)
             yield OptionList(markup=False, compact=True)
             yield Static("", id="detail", markup=False)
             yield Static(self.hint(), classes="hint", markup=False)
@@ -56,7 +57,7 @@ class Chooser(ModalScreen[ScreenResultType]):
         return ""
 
     def detail(self, key: str) -> str:
-        """Return more about a row, for the line under the list."""
+        """Return more about a row, for the line under the list; `key` is empty for none."""
         return ""
 
     def choose(self, key: str) -> object:
@@ -94,7 +95,7 @@ class Chooser(ModalScreen[ScreenResultType]):
             self.choose(event.option.id)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        self.query_one("#detail", Static).update(self.detail(event.option.id) if event.option.id else "")
+        self.query_one("#detail", Static).update(clean(self.detail(event.option.id or "")))
 
     def on_mount(self, _event: events.Mount) -> None:
         self.query_one(Input).focus()
@@ -110,6 +111,7 @@ class Chooser(ModalScreen[ScreenResultType]):
 
 
 def _prompt(row: Row, width: int) -> Content:
+    row = row._replace(text=clean(row.text), note=clean_line(row.note))
     if not row.key:
         return Content(row.text).stylize("bold")
     text = Content(row.text).truncate(width, ellipsis=True)

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
+from edgeqwen.text import clean_line
 from edgeqwen.tui.language import _
+
+
+class Line(Input):
+    """One line to type into; what is pasted loses its control characters."""
+
+    def __init__(self, value: str = "", *, name: str | None = None, placeholder: str = "") -> None:
+        super().__init__(clean_line(value, 10_000), name=name, placeholder=placeholder, compact=True)
+        self.cursor_blink = False
+
+    def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default()
+        event.stop()
+        self.insert_text_at_cursor(clean_line(event.text, 10_000))
 
 
 class Confirm(ModalScreen[bool]):
@@ -55,9 +70,7 @@ class Form(ModalScreen[dict[str, str] | None]):
             yield Static(self._title, classes="title", markup=False)
             for name, value in self._fields.items():
                 yield Static(name, classes="label", markup=False)
-                field = Input(value, name=name, compact=True)
-                field.cursor_blink = False
-                yield field
+                yield Line(value, name=name)
             yield Static(_("Enter takes it · Esc leaves"), classes="hint", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

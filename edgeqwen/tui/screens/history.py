@@ -6,9 +6,10 @@ Reads and changes the history; opening a chat is its caller's business.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual import work
 from textual.binding import Binding, BindingType
@@ -23,6 +24,7 @@ from edgeqwen.tui.screens.dialogs import Form
 
 _DELAY_S = 0.15
 _SHOWN = 300
+T = TypeVar("T")
 
 
 class HistoryScreen(Chooser[int | None]):
@@ -40,7 +42,8 @@ class HistoryScreen(Chooser[int | None]):
         super().__init__()
         self._history, self._current = history, current
         self._chats: dict[str, Chat] = {}
-        self._deleted: list[int] = []
+        self._found = ""
+        """The words whose chats are shown."""
         self.placeholder = _("words to look for")
 
     def heading(self) -> str:
@@ -60,13 +63,23 @@ class HistoryScreen(Chooser[int | None]):
         """Show the chats with the words that were typed, once typing pauses."""
         if delay_s:
             await asyncio.sleep(delay_s)
+        await self._search()
+
+    async def _search(self) -> None:
+        words = self.filter
+        found = await self._ask(self._history.search, words, _SHOWN)
+        if found is not None:
+            self._found = words
+            self._chats = {str(chat.id): chat for chat in found}
+            self._draw(found)
+
+    async def _ask(self, do: Callable[..., T], *arguments: object, **options: object) -> T | None:
+        """Do something with the history, in a thread; what it refuses is told, and None comes of it."""
         try:
-            found = await asyncio.to_thread(self._history.search, self.filter, _SHOWN)
+            return await asyncio.to_thread(do, *arguments, **options)
         except EdgeQwenError as error:
             self.notify(error.message, severity="error", markup=False)
-            return
-        self._chats = {str(chat.id): chat for chat in found}
-        self._draw(found)
+            return None
 
     def _draw(self, chats: list[Chat]) -> None:
         rows: list[Row] = []
@@ -82,8 +95,13 @@ class HistoryScreen(Chooser[int | None]):
             rows.append(Row(str(chat.id), mark + chat.title, note))
         self.show_rows(rows or [Row("", _("no chats yet") if not self.filter else _("nothing was found"))])
 
-    def choose(self, key: str) -> None:
-        self.dismiss(int(key))
+    @work
+    async def choose(self, key: str) -> None:
+        if self._found != self.filter:  # Enter came before the search for the last letters
+            await self._search()
+            key = self.key or ""
+        if key:
+            self.dismiss(int(key))
 
     def _chat(self) -> Chat | None:
         return self._chats.get(self.key or "")
@@ -94,25 +112,26 @@ class HistoryScreen(Chooser[int | None]):
             field = _("Title")
             answer = await self.app.push_screen_wait(Form(_("Rename the chat"), {field: chat.title}))
             if answer and answer[field].strip():
-                self._history.rename(chat.id, answer[field])
-                self.search(0)
+                await self._ask(self._history.rename, chat.id, answer[field])
+                await self._search()
 
-    def action_delete(self) -> None:
+    @work
+    async def action_delete(self) -> None:
         if chat := self._chat():
-            self._history.delete(chat.id)
-            self._deleted.append(chat.id)
+            await self._ask(self._history.delete, chat.id)
             self.notify(_("deleted “{title}”; Ctrl+Z brings it back").format(title=chat.title), markup=False)
-            self.search(0)
+            await self._search()
 
-    def action_undo(self) -> None:
-        if self._deleted:
-            self._history.restore(self._deleted.pop())
-            self.search(0)
+    @work
+    async def action_undo(self) -> None:
+        await self._ask(self._history.restore)
+        await self._search()
 
-    def action_pin(self) -> None:
+    @work
+    async def action_pin(self) -> None:
         if chat := self._chat():
-            self._history.pin(chat.id, is_pinned=not chat.is_pinned)
-            self.search(0)
+            await self._ask(self._history.pin, chat.id, is_pinned=not chat.is_pinned)
+            await self._search()
 
     @work
     async def action_import_chats(self) -> None:

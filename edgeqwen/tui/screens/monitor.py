@@ -41,7 +41,10 @@ class MonitorScreen(Screen[None]):
     def on_mount(self) -> None:
         self.draw()
         health = Static(_("looking for what is wrong…"), id="health", markup=False)
-        self.query_one(MonitorView).mount(health)
+        view = self.query_one(MonitorView)
+        view.can_focus = True  # so that keys scroll it
+        view.focus()
+        view.mount(health)
         self.show_health()
 
     @work

@@ -10,6 +10,7 @@ from textual import work
 from textual.binding import Binding, BindingType
 
 from edgeqwen import config
+from edgeqwen.chat.sampling import check_setting
 from edgeqwen.errors import EdgeQwenError
 from edgeqwen.models.library import Library
 from edgeqwen.tui.language import _
@@ -41,7 +42,7 @@ class SettingsScreen(Chooser[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("delete,ctrl+r", "reset", "Default", priority=True)]
 
-    def __init__(self, library: Library, card: dict[str, Any], changed: Callable[[], None]) -> None:
+    def __init__(self, library: Library, card: dict[str, Any], changed: Callable[[str], None]) -> None:
         """`card` holds the values of the model's card, by SamplerParams' names."""
         super().__init__()
         self._library, self._card, self._changed = library, card, changed
@@ -59,11 +60,16 @@ class SettingsScreen(Chooser[None]):
         keys = [key for key in (*NUMBERS, *CHOICES) if self.filter.lower() in key]
         self.show_rows([Row(key, key, self._value(key)) for key in keys])
 
-    def _value(self, key: str) -> str:
+    def _set_to(self, key: str) -> str:
+        """Return what a setting is set to, empty when it is not."""
         table, _dot, name = key.partition(".")
         value = getattr(getattr(self._library.config, table), name)
-        if value is not None:
-            return str(value).lower() if isinstance(value, bool) else str(value)
+        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    def _value(self, key: str) -> str:
+        if text := self._set_to(key):
+            return text
+        table, _dot, name = key.partition(".")
         if table == "sampler" and self._card.get(name) is not None:
             return _("{value}, as the model card says").format(value=self._card[name])
         return _("by itself")
@@ -82,7 +88,7 @@ class SettingsScreen(Chooser[None]):
             at = choices.index(current) + 1 if current in choices else 0
             self._set(key, choices[at % len(choices)])
             return
-        answer = await self.app.push_screen_wait(Form(key, {key: self._value(key).partition(",")[0]}))
+        answer = await self.app.push_screen_wait(Form(key, {key: self._set_to(key)}))
         if answer and answer[key].strip():
             self._set(key, answer[key].strip())
 
@@ -92,9 +98,11 @@ class SettingsScreen(Chooser[None]):
 
     def _set(self, key: str, value: str | None) -> None:
         try:
+            if value is not None:
+                check_setting(key, config.parse_value(value))
             config.set_value(self._library.paths.config_file, key, value)
             self._library.__dict__.pop("config", None)  # read anew when it is asked for
-            self._changed()
+            self._changed(key)
         except EdgeQwenError as error:
             self.notify(error.message, severity="error", markup=False)
         self.on_input_changed()

@@ -17,7 +17,7 @@ from textual.message import Message as Event
 from textual.widgets import Static
 
 from edgeqwen.chat.conversation import Made, Message
-from edgeqwen.text import clean
+from edgeqwen.text import clean, clean_line
 from edgeqwen.tui.language import _
 from edgeqwen.tui.markdown import Block, GrowingText, render
 
@@ -71,7 +71,7 @@ class MessageView(Vertical, can_focus=True):
 
     def _head(self) -> str:
         made = self.message.made
-        name = _("You") if self.message.role == "user" else (made.model if made else _("Answer"))
+        name = _("You") if self.message.role == "user" else clean_line(made.model) if made else _("Answer")
         number, count = self._place
         return f"{name}  ({number}/{count})" if count > 1 else name
 

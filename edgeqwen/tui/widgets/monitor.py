@@ -80,7 +80,8 @@ def _rate_lines(gauge: Gauge, record: Record) -> list[str]:
             if best:
                 found.append(f"{name}  ⌀ {getattr(whole, kind):.1f}  max {best:.1f} tok/s")
         last = record.answers[-1]
-        found.append(f"TTFT  {last.queued_s + (last.ttft_s or 0):.2f} s")
+        mean_wait = f"  ⌀ {whole.ttft_s:.2f} s" if whole.ttft_s is not None else ""
+        found.append(f"TTFT  {last.queued_s + (last.ttft_s or 0):.2f} s{mean_wait}")
     if gauge.n_ctx:
         share = gauge.n_context / gauge.n_ctx
         found += [
@@ -122,5 +123,6 @@ def _machine_lines(gauge: Gauge) -> list[str]:
     if sample.is_throttled is not None:
         found.append(_("throttled now") if sample.is_throttled else _("not throttled"))
     found.append("")
-    found.append(f"! {gauge.advice}" if gauge.advice else _("all is well"))
-    return found
+    return (
+        [*found, *(f"! {one}" for one in gauge.advice or ())] if gauge.advice else [*found, _("all is well")]
+    )

@@ -31,17 +31,18 @@ class Prompt(TextArea):
             self.text = text
 
     def __init__(self, *, enter_sends: bool, blinks: bool) -> None:
-        super().__init__(soft_wrap=True, id="prompt", placeholder=_("Message · Enter sends · Ctrl+J newline"))
+        super().__init__(soft_wrap=True, id="prompt", placeholder=_placeholder(enter_sends))
         self.cursor_blink = blinks
-        self._enter_sends = enter_sends
+        self.enter_sends = enter_sends
         self._attachments: list[str] = []
         self._sent: list[str] = []
         self._at: int | None = None
 
     def _press(self, *, is_enter: bool) -> None:
         """Send, or break the line: by Enter or the other key, as the settings say."""
-        ends_in_backslash = is_enter and self.text.endswith("\\")
-        if is_enter == self._enter_sends and not ends_in_backslash:
+        row, column = self.cursor_location
+        ends_in_backslash = is_enter and self.document.get_line(row)[:column].endswith("\\")
+        if is_enter == self.enter_sends and not ends_in_backslash:
             self._send()
             return
         if ends_in_backslash:
@@ -58,7 +59,7 @@ class Prompt(TextArea):
         self._at = None
         if self._sent and self._sent[-1] == text:
             self._sent.pop()
-        self.put(text)
+        self.put(f"{text}\n{self.text}" if self.text else text)
 
     def remember(self, texts: list[str]) -> None:
         """Take what was sent in this chat before, oldest first."""
@@ -121,3 +122,9 @@ class Prompt(TextArea):
             self._at = max(0, at)
             self.put(self._sent[self._at])
         return True
+
+
+def _placeholder(enter_sends: bool) -> str:
+    if enter_sends:
+        return _("Message · Enter sends · Ctrl+J newline")
+    return _("Message · Ctrl+J sends · Enter newline")

@@ -5,12 +5,14 @@ Draws a Gauge; measures nothing.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from textual.widgets import Static
 
 from edgeqwen.engine.protocol import Stats
 from edgeqwen.machine.monitor import Sample
+from edgeqwen.text import clean_line
 from edgeqwen.tui.language import _
 
 
@@ -30,12 +32,27 @@ class Gauge:
     """What the KV cache of the whole context takes."""
     sample: Sample | None = None
     downloads: str = ""
-    advice: str = ""
+    advice: tuple[str, ...] = ()
+    """What is wrong and what to do, the worst first."""
 
     def count(self, stats: Stats) -> None:
         """Take the counters of a finished answer."""
         self.n_context = stats.prompt_tokens + stats.completion_tokens
         self.rate = stats.decode_tps or self.rate
+
+
+class Progress:
+    """Tells in the gauge what is being done, how much of it is done, and the seconds left."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge, self._stage, self._began = gauge, "", 0.0
+
+    def __call__(self, what: str, share: float) -> None:
+        if what != self._stage:
+            self._stage, self._began = what, time.monotonic()
+        elapsed = time.monotonic() - self._began
+        left = f", {elapsed / share - elapsed:.0f} s" if share > 0.05 and elapsed > 1 else ""
+        self._gauge.activity = f"{what} {100 * share:.0f}%{left}"
 
 
 class StatusBar(Static):
@@ -56,8 +73,8 @@ class StatusBar(Static):
             if sample.worker:
                 parts.append(f"{megabytes(sample.worker.rss)}")
             parts.append(_("{n} free").format(n=megabytes(sample.available)))
-        parts += [gauge.downloads, f"! {gauge.advice}" if gauge.advice else ""]
-        text = " · ".join(filter(None, parts))
+        parts += [gauge.downloads, f"! {gauge.advice[0]}" if gauge.advice else ""]
+        text = clean_line(" · ".join(filter(None, parts)), 500)
         if text != self._shown:
             self._shown = text
             self.update(text)

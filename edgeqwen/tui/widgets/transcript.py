@@ -9,6 +9,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from edgeqwen.chat.conversation import Conversation, Message
+from edgeqwen.text import clean
 from edgeqwen.tui.language import _
 from edgeqwen.tui.widgets.message import GrowingView, MessageView
 
@@ -63,10 +64,17 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.mount(_view(conversation, message), before=growing)
         await growing.remove()
 
+    @property
+    def is_followed(self) -> bool:
+        """Say whether the end stays in view as text comes; the library keeps that to itself."""
+        return not getattr(self, "_anchor_released", False)
+
     async def notice(self, text: str, *, kind: str = "notice") -> None:
-        """Draw a sentence of ours between the messages."""
-        await self.mount(Static(text, classes=kind, markup=False))
-        self.anchor()
+        """Draw a sentence of ours between the messages; help is gone to, others do not disturb a reader."""
+        follows = self.is_followed or kind == "help"
+        await self.mount(Static(clean(text), classes=kind, markup=False))
+        if follows:
+            self.anchor()
 
     async def welcome_text(self, text: str) -> None:
         """Say something where a chat is still empty."""
@@ -76,6 +84,18 @@ class Transcript(VerticalScroll, can_focus=False):
         """Draw something instead of messages; it stands at the top."""
         await self.remove_children()
         await self.mount_all(widgets)
+
+    def page(self, step: int) -> None:
+        """Scroll by a screen."""
+        self.scroll_relative(y=step * max(1, self.size.height - 2), animate=False)
+
+    def go_to(self, *, end: bool) -> None:
+        """Go to the end and follow it, or to the beginning."""
+        if end:
+            self.anchor()
+            self.scroll_end(animate=False)
+        else:
+            self.scroll_home(animate=False)
 
     def focus_on(self, message: int) -> None:
         """Go to a message, if it is shown."""
