@@ -3,7 +3,7 @@
 #
 # EDGEQWEN_PYTHON       the Python to use
 # EDGEQWEN_WHEEL_INDEX  a package index with ready-made wheels of llama-cpp-python; nothing is compiled then
-# CMAKE_ARGS            how to build llama.cpp, such as -DGGML_CUDA=ON; else: for this CPU, text only
+# CMAKE_ARGS            more of how to build llama.cpp, such as -DGGML_CUDA=ON; it is then built anew
 
 fail() {
   printf 'error: %s\n' "$1" >&2
@@ -17,16 +17,19 @@ say() {
 # Prints the first Python that is new enough and can make virtual environments.
 find_python() {
   local candidate found=""
-  for candidate in ${EDGEQWEN_PYTHON:-} python3.14 python3.13 python3.12 python3.11 python3 python; do
+  local without_venv=""
+  for candidate in "${EDGEQWEN_PYTHON:-python3.14}" python3.14 python3.13 python3.12 python3.11 python3 python; do
     command -v "$candidate" >/dev/null 2>&1 || continue
     found=$("$candidate" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) || continue
     "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue
-    "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
-      fail "$candidate has no venv module; install it: $(how_to_install venv)"
-    command -v "$candidate"
-    return
+    if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+    without_venv=${without_venv:-$candidate}
   done
-  [ -z "$found" ] && fail "no Python was found; install Python 3.11 or newer"
+  [ -n "$without_venv" ] && fail "$without_venv has no venv module; install it: $(how_to_install venv)"
+  [ -z "$found" ] && fail "no Python was found; install Python 3.11 or newer: $(how_to_install python)"
   fail "Python $found is too old; install Python 3.11 or newer, or name one with EDGEQWEN_PYTHON"
 }
 
@@ -45,23 +48,30 @@ how_to_install() {
     compiler*arch*) echo "sudo pacman -S --needed gcc" ;;
     compiler*alpine*) echo "sudo apk add g++ linux-headers python3-dev" ;;
     compiler*) echo "sudo apt install g++ python3-dev" ;;
-    venv*fedora* | venv*rhel*) echo "sudo dnf install python3" ;;
-    venv*suse*) echo "sudo zypper install python3" ;;
-    venv*arch*) echo "sudo pacman -S --needed python" ;;
-    venv*alpine*) echo "sudo apk add python3" ;;
+    *fedora* | *rhel*) echo "sudo dnf install python3.12" ;;
+    *suse*) echo "sudo zypper install python312" ;;
+    *arch*) echo "sudo pacman -S --needed python" ;;
+    *alpine*) echo "sudo apk add python3" ;;
     *) echo "sudo apt install python3-venv" ;;
   esac
 }
 
+# llama.cpp of the pinned release is in .venv already, or in pip's cache.
 has_kept_wheel() {
-  .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q llama_cpp_python
+  local pinned
+  pinned=$(grep '^llama_cpp_python==' scripts/constraints.txt)
+  .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$pinned" ||
+    .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q "llama_cpp_python-${pinned#*==}-"
 }
 
 # llama.cpp is built from source unless pip has kept the wheel of an earlier build, or an index has one.
 check_build() {
   local compiler found="" free_kb memory_kb
   [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ] && return
-  has_kept_wheel && return
+  [ -z "${CMAKE_ARGS:-}" ] && has_kept_wheel && return
+  if [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
+    fail "no C++ compiler was found; install one: $(how_to_install compiler)"
+  fi
   for compiler in ${CXX:-} c++ g++ clang++; do
     command -v "$compiler" >/dev/null 2>&1 && found=$compiler && break
   done
@@ -78,10 +88,17 @@ or name an index with ready-made wheels of llama-cpp-python in EDGEQWEN_WHEEL_IN
   fi
 }
 
-# Memory that can be had, and free swap.
+# Memory that can be had, and free swap; or what a container has left.
 available_kb() {
+  local kb limit used cgroup=/sys/fs/cgroup
   if [ -r "${EDGEQWEN_MEMINFO:-/proc/meminfo}" ]; then
-    awk '/MemAvailable|SwapFree/ {sum += $2} END {print sum}' "${EDGEQWEN_MEMINFO:-/proc/meminfo}"
+    kb=$(awk '/MemAvailable|SwapFree/ {sum += $2} END {print sum}' "${EDGEQWEN_MEMINFO:-/proc/meminfo}")
+    limit=$(cat "$cgroup/memory.max" 2>/dev/null || echo max)
+    used=$(cat "$cgroup/memory.current" 2>/dev/null || echo 0)
+    if [ "$limit" != max ] && [ $(((limit - used) / 1024)) -lt "$kb" ]; then
+      kb=$(((limit - used) / 1024))
+    fi
+    echo "$kb"
   else
     echo $(($(sysctl -n hw.memsize 2>/dev/null || echo 4294967296) / 1024))
   fi
@@ -101,19 +118,27 @@ build_jobs() {
 # may not let it run: one illegal instruction ends the engine. AVX-512 does the same work.
 build_arguments() {
   local arguments=-DLLAVA_BUILD=OFF flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-  if grep -qw amx_int8 /proc/cpuinfo 2>/dev/null; then
+  if grep -qw amx_int8 /proc/cpuinfo 2>/dev/null && compiler_takes "$flags"; then
     arguments="$arguments '-DCMAKE_C_FLAGS=$flags' '-DCMAKE_CXX_FLAGS=$flags'"
   fi
-  echo "$arguments"
+  echo "$arguments ${CMAKE_ARGS:-}"
+}
+
+# Compilers that are too old for AMX do not know how to leave it out either.
+compiler_takes() {
+  # shellcheck disable=SC2086 # a list of flags
+  "${CXX:-c++}" $1 -x c++ -fsyntax-only /dev/null >/dev/null 2>&1
 }
 
 # Runs a command with its output in a log, and says every ten seconds that it is alive.
 run_logged() {
   local log=$1 started=$SECONDS told=$SECONDS pid seconds
   shift
-  "$@" >"$log" 2>&1 &
+  set -m # a process group of its own, so that the compiler goes with it
+  "$@" >"$log" 2>&1 </dev/null &
   pid=$!
-  trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null; say "interrupted"; exit 130' INT TERM
+  set +m
+  trap 'kill -- "-$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true; say "interrupted"; exit 130' INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.5
     seconds=$((SECONDS - started))
@@ -138,7 +163,7 @@ prepare() {
   local extra=$1 python stamp want target=.
   [ -n "$extra" ] && target=".[$extra]"
   stamp=".venv/edgeqwen-installed-${extra:-plain}"
-  want=$(cat pyproject.toml scripts/constraints.txt | cksum)
+  want=$({ cat pyproject.toml scripts/constraints.txt; echo "${CMAKE_ARGS:-}"; } | cksum)
   if [ -x .venv/bin/edgeqwen ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want $PWD" ]; then
     return
   fi
@@ -149,7 +174,7 @@ prepare() {
     "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
   fi
   check_build
-  local from=()
+  local from=() anew
   if [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ]; then
     say "installing edgeqwen and what it needs, llama.cpp ready-made from $EDGEQWEN_WHEEL_INDEX"
     from=(--extra-index-url "$EDGEQWEN_WHEEL_INDEX" --only-binary llama-cpp-python)
@@ -157,8 +182,16 @@ prepare() {
     say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
   fi
   export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(build_jobs)}
-  export CMAKE_ARGS=${CMAKE_ARGS:-$(build_arguments)}
-  run_logged .venv/install.log .venv/bin/python -m pip install --disable-pip-version-check \
+  if [ -n "${CMAKE_ARGS:-}" ] && [ -z "${EDGEQWEN_WHEEL_INDEX:-}" ]; then
+    # What pip has kept was built in another way.
+    anew=(--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python)
+    CMAKE_ARGS=$(build_arguments) run_logged .venv/install.log .venv/bin/python -m pip install \
+      --disable-pip-version-check -c scripts/constraints.txt "${anew[@]}" llama-cpp-python || {
+      tail -n 15 .venv/install.log >&2
+      fail "llama.cpp could not be built so; the whole log is .venv/install.log"
+    }
+  fi
+  CMAKE_ARGS=$(build_arguments) run_logged .venv/install.log .venv/bin/python -m pip install --disable-pip-version-check \
     -c scripts/constraints.txt ${from[@]+"${from[@]}"} -e "$target" || {
     tail -n 15 .venv/install.log >&2
     if [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ] && grep -q 'llama-cpp-python' .venv/install.log; then

@@ -9,8 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 agrees() {
   [ "${yes:-}" = 1 ] && return
-  local answer
-  read -r -p "$1 [y/N] " answer </dev/tty
+  local answer=""
+  read -r -p "$1 [y/N] " answer 2>/dev/null </dev/tty || true
   [[ $answer == [yY]* ]]
 }
 
@@ -26,14 +26,18 @@ add_swap() {
   local file=/var/swap-edgeqwen
   [ "$(available_kb)" -ge 1300000 ] && return
   agrees "there are $(($(available_kb) / 1000)) MB of memory and swap; add 1.5 GB of swap in $file until the next start?" || return 0
-  sudo fallocate -l 1500M "$file" && sudo chmod 600 "$file"
-  sudo mkswap "$file" >/dev/null && sudo swapon "$file"
+  if ! { sudo fallocate -l 1500M "$file" && sudo chmod 600 "$file" &&
+    sudo mkswap "$file" >/dev/null && sudo swapon "$file"; }; then
+    say "warning: the swap could not be added; going on without"
+    return 0
+  fi
   say "after the installation: sudo swapoff $file && sudo rm $file"
 }
 
 [ "${1:-}" = --yes ] && yes=1
-[ "$(uname -m)" = aarch64 ] || fail "this system is $(uname -m); edgeqwen needs the 64-bit Raspberry Pi OS (aarch64)"
 command -v dpkg-query >/dev/null || fail "this is not Raspberry Pi OS or another Debian; use scripts/run"
+system=$(dpkg --print-architecture) # the kernel may be 64-bit where the system is not
+[ "$system" = arm64 ] || fail "this system is $system; edgeqwen needs the 64-bit Raspberry Pi OS (arm64)"
 missing=$(missing_packages | tr '\n' ' ')
 if [ -n "$missing" ]; then
   agrees "install with apt: $missing?" || fail "without them llama.cpp cannot be built"

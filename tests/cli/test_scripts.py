@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.hub import Hub
@@ -72,7 +75,7 @@ def program(path: Path, text: str) -> None:
 def test_without_python_it_says_so(clone: Path, bare_path: Path) -> None:
     done = run(clone, bare_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: no Python was found; install Python 3.11 or newer\n"
+    assert done.stderr.startswith("error: no Python was found; install Python 3.11 or newer: ")
 
 
 def test_an_old_python_is_named(clone: Path, bare_path: Path) -> None:
@@ -95,11 +98,12 @@ def os_release(clone: Path, *lines: str) -> str:
     return str(file)
 
 
-def python_that_makes_environments(folder: Path) -> None:
+def python_that_makes_environments(folder: Path, pip_install: str = "exit 1") -> None:
     """Put a Python there whose environments record what pip is asked for, and whose pip has kept nothing."""
     inner = (
         'case "$1 $2 $3" in "-m pip cache") exit 1;; '
-        '"-m pip install") echo "$@" >pip-arguments; exit 1;; esac'
+        '"-m pip install") echo "$CMAKE_BUILD_PARALLEL_LEVEL $CMAKE_ARGS $@" >>pip-arguments; '
+        f"{pip_install};; esac"
     )
     made = f"mkdir -p .venv/bin; printf '#!%s\\n%s\\n' '{shutil.which('bash')}' '{inner}' >.venv/bin/python"
     program(
@@ -147,6 +151,44 @@ def test_little_memory_is_told_and_compiles_one_file_at_a_time(clone: Path, bare
     meminfo.write_text("MemTotal: 900000 kB\nMemAvailable: 500000 kB\nSwapFree: 99000 kB\n")
     done = run(clone, bare_path, EDGEQWEN_MEMINFO=str(meminfo))
     assert "warning: 599 MB of memory and swap are available" in done.stderr
+    assert (clone / "pip-arguments").read_text().startswith("1 "), "one compiler at a time"
+
+
+def test_ones_own_build_is_made_anew_with_the_usual_arguments(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path, "exit 0")
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    program(bare_path / "g++", "exit 0")
+    run(clone, bare_path, CMAKE_ARGS="-DGGML_CUDA=ON")
+    first = (clone / "pip-arguments").read_text().splitlines()[0]
+    assert "-DLLAVA_BUILD=OFF" in first
+    assert "-DGGML_CUDA=ON" in first
+    assert "--force-reinstall" in first
+
+
+def test_an_interrupted_build_leaves_no_compiler_behind(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path, "sleep 300 & echo $! >compiler; wait")
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    program(bare_path / "g++", "exit 0")
+    env = {"PATH": str(bare_path), "HOME": str(clone)}
+    with subprocess.Popen(
+        [clone / "scripts" / "run"], env=env, stderr=subprocess.PIPE, text=True
+    ) as installing:
+        deadline = time.monotonic() + 20
+        while not (clone / "compiler").exists() or not (clone / "compiler").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        installing.send_signal(signal.SIGINT)
+        assert installing.stderr
+        assert "interrupted" in installing.stderr.read()
+        assert installing.wait(20) == 130
+    assert not is_running(int((clone / "compiler").read_text()))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_bench_ends_with_one_json_line(models: Path) -> None:
