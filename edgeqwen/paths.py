@@ -44,14 +44,17 @@ class Paths:
 
     @property
     def exports(self) -> Path:
+        """Where chats and answers are written that have no path of their own."""
         return self.data / "exports"
 
     @property
     def presets(self) -> Path:
+        """The user's own ways to begin a chat."""
         return self.config / "presets.toml"
 
     @property
     def logs(self) -> Path:
+        """The last logs of engines, and of faults of ours."""
         return self.state / "logs"
 
     @property
@@ -86,6 +89,7 @@ class Paths:
 
     @property
     def config_file(self) -> Path:
+        """The settings."""
         return self.config / "config.toml"
 
     @property
@@ -100,6 +104,7 @@ class Paths:
 
     @property
     def user_catalogue(self) -> Path:
+        """The user's own models, merged over the shipped ones."""
         return self.config / "models.toml"
 
 

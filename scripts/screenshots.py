@@ -26,6 +26,7 @@ from textual.pilot import Pilot
 from edgeqwen import config
 from edgeqwen.chat.exchange import import_chats
 from edgeqwen.chat.history import History
+from edgeqwen.machine.health import Check
 from edgeqwen.machine.monitor import Sample, WorkerMemory
 from edgeqwen.models.library import Library
 from edgeqwen.paths import Paths
@@ -48,6 +49,13 @@ MACHINE = Sample(
     temperature=None,
     is_throttled=None,
 )
+HEALTH = [
+    Check(
+        "llama.cpp", "ok", "built for this CPU: AVX, AVX2, FMA, F16C, BMI2, AVX512, AVX512_VNNI, AVX512_BF16"
+    ),
+    Check("cpu", "ok", "x86_64, 2 cores for edgeqwen"),
+    Check("memory", "ok", "23.4 GB of 25.3 GB available"),
+]
 Act = Callable[[Pilot[None]], Awaitable[object]]
 
 
@@ -66,7 +74,8 @@ class Scene(NamedTuple):
 
 SCENES = {
     "chat": Scene((100, 30)),
-    "chat-wide": Scene((140, 42), press("f3")),
+    "chat-wide": Scene((140, 42)),
+    "monitor": Scene((100, 40), press("f3")),
     "chat-narrow": Scene((40, 20)),
     "chat-contrast": Scene((80, 24), config='theme = "contrast"'),
     "chat-light-chinese": Scene((80, 24), config='theme = "light"\nlanguage = "zh_CN"'),
@@ -93,6 +102,8 @@ def _machine_that_stands_still() -> Iterator[None]:
         "welcome.memory_bytes_per_s": 9.6e9,
         "welcome.usable_cores": len(MACHINE.cpu),
         "app.Monitor.sample": MACHINE,
+        "screens.monitor.examine": HEALTH,
+        "widgets.monitor.Record.tick": None,
     }
     with ExitStack() as stack:
         for name, value in readings.items():
@@ -122,11 +133,9 @@ async def _take(library: Library, scene: Scene) -> str:
     async with app.run_test(size=scene.size) as pilot:
         while app.gauge.sample is None:
             await pilot.pause(0.05)
+        if scene.chat is not None:
+            _tell_the_gauge(app)
         await scene.act(pilot)
-        for view in app.screen_stack:
-            if scene.chat is not None:
-                _tell_the_gauge(app)
-            view.refresh()
         await pilot.pause(0.5)
         return _offline(app.export_screenshot(title="edgeqwen"))
 
@@ -138,6 +147,8 @@ def _tell_the_gauge(app: EdgeApp) -> None:
     app.gauge.count(last.stats)
     if not app.record.answers:
         app.record.answers += [one.made.stats for one in app.chat.desk.conversation.branch() if one.made]
+    app.record.rates.extend(stats.decode_tps or 0.0 for stats in app.record.answers)
+    app.chat.draw(second=True)
 
 
 def _offline(svg: str) -> str:

@@ -38,7 +38,7 @@ _SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BATCH_TOKENS, _RATE, _WARMUP = 3072, 2e-3, 100
-N_STEPS = 2400
+N_STEPS = 2600
 _N_KEEPING = 500
 _N_TELLING = 25  # steps between two lines of progress
 

@@ -1,10 +1,13 @@
-"""Writes docs/commands.md from the program's own --help; a test holds the two equal.
+"""Writes docs/commands.md from the program's own --help, and docs/settings.md from config.py.
+
+A test holds both equal to what is committed.
 
 python scripts/write_help.py
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import click
 
 from edgeqwen.cli.main import cli
 
-_PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
+_ROOT = Path(__file__).parent.parent
+_PAGE, _SETTINGS = _ROOT / "docs" / "commands.md", _ROOT / "docs" / "settings.md"
 _WIDTH = 100
 
 
@@ -36,5 +40,41 @@ def _helps(command: click.Command, path: str, parent: click.Context | None) -> I
             yield from _helps(child, f"{path} {name}", context)
 
 
+def settings_text() -> str:
+    """Return the page of the settings: each field of config.py's tables with its type and its docstring."""
+    parts = [
+        "# Settings\n\nWritten by `scripts/write_help.py` from `edgeqwen/config.py`; do not edit.\n\n"
+        "`edgeqwen config set KEY VALUE` changes one, `edgeqwen config list` shows all, and the file is"
+        " `config.toml` in the\nconfig folder (`edgeqwen config path`).\n"
+    ]
+    tree = ast.parse((_ROOT / "edgeqwen" / "config.py").read_text(encoding="utf-8"))
+    tables = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name, kind in _fields(tables["Config"]):
+        table = tables[kind.id] if isinstance(kind, ast.Name) else None
+        assert table is not None
+        parts.append(f"## {name}\n\n{ast.get_docstring(table)}\n\n| key | type | |\n|---|---|---|")
+        for key, kind in _fields(table):
+            words = ast.unparse(kind).replace("Literal", "one of ").replace(" | None", "").replace("|", "\\|")
+            parts.append(f"| `{name}.{key}` | {words} | {_meaning(table, key)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _fields(table: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    for node in table.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.annotation
+
+
+def _meaning(table: ast.ClassDef, key: str) -> str:
+    """Return the docstring behind a field, which may have none."""
+    for field, after in zip(table.body, [*table.body[1:], None], strict=True):
+        is_it = isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == key
+        if is_it and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return " ".join(str(after.value.value).split())
+    return ""
+
+
 if __name__ == "__main__":
     _PAGE.write_text(text(), encoding="utf-8")
+    _SETTINGS.write_text(settings_text(), encoding="utf-8")

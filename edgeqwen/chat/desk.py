@@ -57,10 +57,12 @@ class Desk:
 
     @property
     def conversation(self) -> Conversation:
+        """The one on the desk."""
         return self.session.conversation
 
     @property
     def overflow(self) -> Overflow:
+        """What is done when the context is full."""
         return self.session.overflow
 
     async def load(self, ref: str, options: LoadOptions, progress: Progress) -> Loaded:

@@ -34,6 +34,7 @@ class Loaded:
 
     @property
     def name(self) -> str:
+        """The ref, or the file name of a model that is not in the store."""
         return self.located.name
 
     def card(self, *, thinks: bool) -> dict[str, Any]:
@@ -43,6 +44,7 @@ class Loaded:
 
     @property
     def notices(self) -> tuple[str, ...]:
+        """What was not done as asked, a sentence each."""
         return (*self.plan.notices, *self.ready.notices)
 
 

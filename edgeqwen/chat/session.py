@@ -46,6 +46,7 @@ class Reply:
     """What of the conversation the model did not see, because the context was full."""
 
     def take(self, delta: Delta) -> None:
+        """Add a piece."""
         if delta.kind == "thinking":
             self.thinking += delta.text
         else:

@@ -88,6 +88,7 @@ class Talk:
 
     @property
     def name(self) -> str:
+        """The model's."""
         return self._located.name
 
     def __enter__(self) -> Talk:

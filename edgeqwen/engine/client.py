@@ -59,6 +59,7 @@ class WorkerClient:
 
     @property
     def pid(self) -> int | None:
+        """The worker's; None while none runs."""
         return self._process.pid if self._process else None
 
     async def start(self) -> None:

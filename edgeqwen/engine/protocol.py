@@ -177,10 +177,12 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prefill_tps(self) -> float | None:
+        """Tokens per second of reading; None when nothing was read."""
         return self.prefill_tokens / self.prefill_s if self.prefill_tokens and self.prefill_s > 0 else None
 
     @property
     def decode_tps(self) -> float | None:
+        """Tokens per second from the first to the last; None for fewer than two."""
         return (self.completion_tokens - 1) / self.decode_s if self.decode_s > 0 else None
 
 
@@ -320,6 +322,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
     @classmethod
     def of(cls, error: EdgeQwenError, request: int | None = None) -> Failed:
+        """Return a failure as a frame; `error` makes it an error again."""
         return cls(id=request, code=error.code, message=error.message, data=error.data())
 
     def error(self) -> EdgeQwenError:

@@ -124,6 +124,7 @@ class Model:
 
     @property
     def can_chat(self) -> bool:
+        """Whether it answers questions; an embedding model does not."""
         return "chat" in self.capabilities or "demo" in self.capabilities
 
     def variant(self, quant: str) -> Variant | None:
@@ -136,6 +137,7 @@ class Model:
 
     @property
     def thinks_unless_told(self) -> bool:
+        """Whether it thinks when nothing is said of it."""
         return self.thinking == "always" or (self.thinking == "toggle" and self.thinking_by_default)
 
 

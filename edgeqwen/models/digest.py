@@ -36,6 +36,7 @@ class Digest:
     _room: int = CHUNK
 
     def update(self, data: bytes | memoryview) -> None:
+        """Take more of a file's bytes, in order."""
         self._sha256.update(data)
         view = memoryview(data)
         while view:
@@ -51,6 +52,7 @@ class Digest:
         self._crc, self._room = 0, CHUNK
 
     def finish(self) -> Digests:
+        """Return sha256 and chunk table of all bytes."""
         if self._room < CHUNK:
             self._close_chunk()
         return Digests(self._sha256.hexdigest(), tuple(self._chunks))

@@ -58,6 +58,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return self.weights + self.repacked + self.kv_cache + self.compute + self.process
 
 

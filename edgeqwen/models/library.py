@@ -26,22 +26,26 @@ class Library:
 
     @cached_property
     def paths(self) -> Paths:
+        """This user's folders."""
         return user_paths()
 
     @cached_property
     def config(self) -> Config:
+        """The settings. Raises InvalidConfig."""
         from edgeqwen import config
 
         return config.load(self.paths.config_file)
 
     @cached_property
     def catalogue(self) -> Catalogue:
+        """All known models, with the user's own. Raises InvalidConfig."""
         from edgeqwen.models.catalogue import load_catalogue
 
         return load_catalogue(shipped_catalogue(), self.paths.user_catalogue)
 
     @cached_property
     def store(self) -> Store:
+        """What is installed. Raises InvalidConfig, InvalidInput."""
         from edgeqwen.models.store import Store
 
         settings = self.config.store
@@ -69,18 +73,21 @@ class Library:
 
     @cached_property
     def stamps(self) -> Stamps:
+        """Which files were found right."""
         from edgeqwen.models.stamps import Stamps
 
         return Stamps(self.paths.stamps)
 
     @cached_property
     def measured(self) -> Measured:
+        """What loaded models really took."""
         from edgeqwen.models.measured import Measured
 
         return Measured(self.paths.measured)
 
     @cached_property
     def heads(self) -> Heads:
+        """What the heads of remote files said."""
         from edgeqwen.models.heads import Heads
 
         return Heads(self.paths.heads)

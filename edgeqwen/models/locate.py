@@ -31,6 +31,7 @@ class Located:
 
     @property
     def is_script(self) -> bool:
+        """Whether it is a script for the scripted engine, and no model."""
         return self.paths[0].name.endswith(".json")
 
 

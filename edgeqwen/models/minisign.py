@@ -47,6 +47,7 @@ class SecretKey:
 
     @classmethod
     def new(cls) -> SecretKey:
+        """Return a new random key, from the system's source."""
         return cls(secrets.token_bytes(_ID_BYTES), secrets.token_bytes(_KEY_BYTES))
 
     @classmethod
@@ -59,6 +60,7 @@ class SecretKey:
         return base64.b64encode(self.id + self.seed).decode()
 
     def public(self) -> PublicKey:
+        """The key that checks what this one signs."""
         return PublicKey(self.id, self._private().public_key().public_bytes_raw())
 
     def sign(self, data: bytes, comment: str) -> str:

@@ -52,6 +52,7 @@ class Plan:
 
     @property
     def ref(self) -> str:
+        """What will be installed, as `model:quant`."""
         return f"{self.model}:{self.quant}"
 
     @property

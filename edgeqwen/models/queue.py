@@ -39,6 +39,7 @@ class Download:
 
     @property
     def ref(self) -> str:
+        """What is downloaded, as `model:quant`."""
         return self.plan.ref
 
     @property
@@ -51,6 +52,7 @@ class Download:
 
     @property
     def seconds_left(self) -> float | None:
+        """At the rate of the last seconds; None when there is none."""
         rate = self.rate
         return (self.plan.size - self.done) / rate if rate else None
 
@@ -71,6 +73,7 @@ class PullQueue:
 
     @property
     def is_busy(self) -> bool:
+        """Whether anything runs or waits."""
         return any(one.state in ("running", "waiting") for one in self._downloads)
 
     def find(self, ref: str) -> Download | None:

@@ -45,10 +45,12 @@ class Choice:
 
     @property
     def ref(self) -> str:
+        """As `model:quant`."""
         return f"{self.model.ref}:{self.variant.quant}"
 
     @property
     def is_fluent(self) -> bool:
+        """Whether it keeps pace with a reader."""
         return self.tokens_per_s >= READING_TOKENS_PER_S
 
 

@@ -53,6 +53,7 @@ class Address:
 
     @property
     def host(self) -> str:
+        """The part of the address that is shown to people."""
         return clean_line(urlsplit(self.url).netloc, 80)
 
 

@@ -79,6 +79,7 @@ class Entry:
 
     @property
     def ref(self) -> str:
+        """As `model:quant`."""
         return f"{self.manifest.model}:{self.manifest.quant}"
 
     @property

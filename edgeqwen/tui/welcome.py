@@ -64,10 +64,12 @@ class Welcome(Vertical):
     def compose(self) -> ComposeResult:
         yield Static(self._text, markup=False)
         if self._ref:
-            yield Button(_("Download {ref}").format(ref=self._ref), id="recommended", variant="primary")
+            yield Button(
+                _("Download {ref}").format(ref=self._ref), id="recommended", variant="primary", compact=True
+            )
         if self._demo:
-            yield Button(_("Try the built-in demo"), id="demo")
-        yield Button(_("Show all models (Ctrl+O)"), id="all-models")
+            yield Button(_("Try the built-in demo"), id="demo", compact=True)
+        yield Button(_("Show all models (Ctrl+O)"), id="all-models", compact=True)
 
     @on(Button.Pressed)
     def _choose(self, event: Button.Pressed) -> None:

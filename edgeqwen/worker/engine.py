@@ -36,7 +36,9 @@ class TokenSampler(Protocol):
         """Return the token that follows batch row `row`; `recent` is what the penalties look at."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free it; safe to do twice."""
+        ...
 
 
 class Engine(Protocol):
@@ -107,7 +109,9 @@ class Engine(Protocol):
         """Put a saved state into a slot; False: it was refused, the slot is empty."""
         ...
 
-    def open_sampler(self, params: SamplerParams, seed: int) -> TokenSampler: ...
+    def open_sampler(self, params: SamplerParams, seed: int) -> TokenSampler:
+        """Return the sampler of one request. Raises InvalidInput."""
+        ...
 
     def abort(self) -> None:
         """Make the running decode return soon. May be called from any thread."""
@@ -117,4 +121,6 @@ class Engine(Protocol):
         """Take `abort` back."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free context and model; safe to do twice."""
+        ...

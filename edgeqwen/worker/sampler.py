@@ -30,6 +30,7 @@ class LlamaSampler:
             L.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, row: int, recent: Sequence[int]) -> int:
+        """Return the next token from the logits of a row; `recent` are the tokens that penalties are for."""
         if self._penalises:
             self._penalise(row, recent)
         if self._params.temperature == 0:
@@ -50,6 +51,7 @@ class LlamaSampler:
             logits[token] = logit - count * params.frequency_penalty - params.presence_penalty
 
     def close(self) -> None:
+        """Free the chain; safe to do twice."""
         if self._chain:
             L.llama_sampler_free(self._chain)
             self._chain = None

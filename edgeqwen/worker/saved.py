@@ -54,6 +54,7 @@ class State:
 
     @property
     def size(self) -> int:
+        """Bytes on disk."""
         return 4 * len(self.tokens) + len(self.data) + sum(map(len, self.checkpoints.values()))
 
 

@@ -35,10 +35,12 @@ class Slot(CachedSequence):
 
     @property
     def n_pending(self) -> int:
+        """Tokens between what the cache holds and what it is to hold."""
         return len(self.goal) - len(self.tokens) if self.job else 0
 
     @property
     def is_answering(self) -> bool:
+        """Whether its prompt is read."""
         return self.job is not None and self.job.first_at is not None
 
 
@@ -59,6 +61,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
+        """Whether a request waits or runs."""
         return bool(self._queue) or any(slot.job for slot in self._slots)
 
     def submit(self, request: Generate) -> list[Event]:

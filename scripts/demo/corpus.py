@@ -33,6 +33,12 @@ _BEFORE = (
     "sorry,",
 )
 _AFTER = ("please", "thanks", "please?", "thank you", "??", "!")
+_LITTLE_WORDS = (
+    "a an the is are was do does did can could would should will to of in on for with my me i it that this"
+    " there please what how which tell about"
+)
+_LITTLE = frozenset(_LITTLE_WORDS.split())
+_NOTHING = "<think>\n\n</think>\n\n"
 _SUMS = (
     "What is {} {} {}?",
     "{} {} {}",
@@ -125,17 +131,17 @@ class Talker:
         parts: list[tuple[str, bool]] = []
         if self._random.random() < 0.25:
             parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
-        for question in questions[:-1]:  # earlier turns have lost their thinking, and are not learnt again
-            parts += _turn(self._worded(question.text), "", question.answer)
-        last = questions[-1]
-        text = self._worded(last.text)
-        if mode == "think":
-            thinking = (f"<think>\n{last.thinking}\n</think>\n\n", True)
-        elif mode == "told":
-            text, thinking = f"{text} /no_think", ("<think>\n\n</think>\n\n", True)
-        else:
-            thinking = ("<think>\n\n</think>\n\n", False)
-        parts += _turn(text, thinking, last.answer)
+        for index, question in enumerate(questions):
+            text = self._worded(question.text)
+            if index < len(questions) - 1 and self._random.random() < 0.5:
+                # As the template shows earlier turns: without their thinking. Nobody has to say that.
+                parts += [(part, False) for part, _ in _turn(text, "", question.answer)]
+            elif mode == "think":
+                parts += _turn(text, (f"<think>\n{question.thinking}\n</think>\n\n", True), question.answer)
+            elif mode == "told":
+                parts += _turn(f"{text} /no_think", (_NOTHING, True), question.answer)
+            else:
+                parts += _turn(text, (_NOTHING, False), question.answer)
         return parts
 
     def _worded(self, text: str) -> str:
@@ -146,6 +152,8 @@ class Talker:
         if pick() < 0.3:
             text = text.rstrip("?.!")
         if text.isascii() and len(text) > 12:
+            if pick() < 0.2:
+                text = self._shortened(text)
             if pick() < 0.12:
                 text = f"{self._random.choice(_BEFORE)} {text[0].lower()}{text[1:]}"
             if pick() < 0.08:
@@ -155,6 +163,16 @@ class Talker:
             if pick() < 0.05:
                 text = text[0].upper() + text[1:]
         return text
+
+    def _shortened(self, text: str) -> str:
+        """Leave out a word, or all that say little; a question keeps at least two words."""
+        words = text.split()
+        if self._random.random() < 0.5:
+            kept = [word for word in words if word.lower().strip("?.,!") not in _LITTLE]
+        else:
+            at = self._random.randrange(len(words))
+            kept = [*words[:at], *words[at + 1 :]] if len(words) > 4 else words
+        return " ".join(kept) if len(kept) >= 2 else text
 
     def _mistyped(self, text: str) -> str:
         at = self._random.randrange(1, len(text) - 1)
@@ -170,7 +188,7 @@ class Talker:
         known = "\n".join(map(_signature, tools))
         head = f"<|im_start|>system\n{_TOOLS_HEAD}{known}{_TOOLS_TAIL}<|im_end|>\n"
         answer = f"<tool_call>\n{call}\n</tool_call>"
-        return [(head, False), *_turn(text, ("<think>\n\n</think>\n\n", False), answer)]
+        return [(head, False), *_turn(text, (_NOTHING, False), answer)]
 
 
 def _turn(text: str, thinking: tuple[str, bool] | str, answer: str) -> list[tuple[str, bool]]:

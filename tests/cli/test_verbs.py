@@ -45,6 +45,8 @@ def test_the_page_of_commands_is_the_programs_own_help() -> None:
         sys.path.pop(0)
     page = (REPOSITORY / "docs" / "commands.md").read_text()
     assert page == write_help.text(), "run `python scripts/write_help.py`"
+    settings = (REPOSITORY / "docs" / "settings.md").read_text()
+    assert settings == write_help.settings_text(), "run `python scripts/write_help.py`"
 
 
 def test_help_and_version() -> None:
