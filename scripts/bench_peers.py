@@ -180,6 +180,7 @@ def decode(bench: Bench) -> tuple[float, float]:
 
     async def ours() -> float:
         async with bench.worker() as client:
+            await ask(client, [("user", "Say hi.")], 16)  # llama-bench warms up before it measures, too
             return (await ask(client, [("user", _SHORT)], 128)).rate
 
     return asyncio.run(ours()), _llama_bench(bench, "-p", "0", "-n", "128")
@@ -190,6 +191,8 @@ def prefill(bench: Bench) -> tuple[float, float]:
 
     async def ours() -> float:
         async with bench.worker() as client:
+            # As llama-bench does before it measures: the memory is there, and the pages of the file.
+            await ask(client, [("user", f"First of all: {_SENTENCE * 119}")], 1)
             request = Generate(
                 id=client.next_id(),
                 messages=(ChatMessage(role="user", content=_SENTENCE * 119),),

@@ -1,7 +1,7 @@
 """Trains the built-in demo model from the text in scripts/demo and writes it as a GGUF file.
 
     pip install torch==2.13.0 tokenizers gguf
-    python scripts/train_demo_model.py [--steps N] [--seed 1] [--to FILE]
+    python scripts/train_demo_model.py [--steps N] [--rate R] [--seed 1] [--to FILE] [--go-on-with FILE]
 
 A Qwen3 of 3.7 million parameters, from nothing, on the CPU; under two hours on two cores. The same seed,
 steps, versions and machine give the same model. scripts/check_demo_model.py asks it what it has never seen.
@@ -37,9 +37,10 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_BATCH_TOKENS, _RATE, _WARMUP = 3072, 2e-3, 100
+_BATCH_TOKENS, _RATE, _WARMUP, _DROPOUT = 3072, 2e-3, 100, 0.15
 N_STEPS = 2600
 _N_KEEPING = 500
+_SPECIAL = [AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)]
 _N_TELLING = 25  # steps between two lines of progress
 
 
@@ -131,9 +132,8 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def train_tokenizer(corpus: Corpus) -> Tokenizer:
-    """Return a byte-level BPE of N_VOCAB tokens, Qwen's control tokens among them."""
-    tokenizer = Tokenizer(models.BPE())
+def _tokenizer(bpe: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
@@ -141,6 +141,12 @@ def train_tokenizer(corpus: Corpus) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_tokenizer(corpus: Corpus) -> Tokenizer:
+    """Return a byte-level BPE of N_VOCAB tokens, Qwen's control tokens among them."""
+    tokenizer = _tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=N_VOCAB - len(CONTROLS) - len(MARKERS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -149,7 +155,7 @@ def train_tokenizer(corpus: Corpus) -> Tokenizer:
     talker = Talker(corpus, seed=0)
     texts = (text for talk in talker.epoch() for text, _ in talk)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)])
+    tokenizer.add_special_tokens(_SPECIAL)
     assert tokenizer.get_vocab_size() == N_VOCAB, "the text has too few different words for so many tokens"
     return tokenizer
 
@@ -192,21 +198,31 @@ def _padded(group: list[Sample]) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, n_steps: int, seed: int) -> Iterator[int]:
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to learn."""
+
+    n_steps: int
+    rate: float
+    seed: int
+
+
+def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, plan: Plan) -> Iterator[int]:
     """Train, and yield the step whenever it is time to keep the model.
 
     The learning rate rises to its full height, then falls along a cosine.
     """
-    optimizer = torch.optim.AdamW(_groups(model), lr=_RATE, betas=(0.9, 0.95))
+    n_steps = plan.n_steps
+    optimizer = torch.optim.AdamW(_groups(model), lr=plan.rate, betas=(0.9, 0.95))
     started, told = time.monotonic(), 0.0
-    endless = batches(tokenizer, Talker(corpus, seed), model.shape.context)
+    endless = batches(tokenizer, Talker(corpus, plan.seed), model.shape.context)
     for step, (inputs, targets) in zip(range(1, n_steps + 1), endless, strict=False):
         fall = 0.02 + 0.98 * (1 + math.cos(math.pi * step / n_steps)) / 2
-        rate = _RATE * min(1.0, step / _WARMUP) * fall
+        rate = plan.rate * min(1.0, step / _WARMUP) * fall
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(inputs, dropout=0.1)
+            logits = model(inputs, dropout=_DROPOUT)
         loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -225,6 +241,19 @@ def _groups(model: Model) -> list[dict[str, object]]:
     matrices = [one for name, one in model.named_parameters() if one.dim() == 2 and "embd" not in name]
     others = [one for name, one in model.named_parameters() if one.dim() != 2 or "embd" in name]
     return [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+
+
+def read_gguf(path: Path, model: Model) -> Tokenizer:
+    """Put the weights of a file that `write_gguf` wrote into a model, and return its tokenizer."""
+    reader = gguf.GGUFReader(path)
+    tokens, merges = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = _tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
+    tokenizer.add_special_tokens(_SPECIAL)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    weights = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    model.load_state_dict({name: torch.from_numpy(weights[name].copy()).view(shapes[name]) for name in shapes})
+    return tokenizer
 
 
 def write_gguf(model: Model, tokenizer: Tokenizer, path: Path) -> None:
@@ -278,16 +307,21 @@ def main() -> None:
     """Train and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=N_STEPS)
+    parser.add_argument("--rate", type=float, default=_RATE, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--go-on-with", type=Path, help="begin with the weights of this file")
     parser.add_argument("--to", type=Path, default=TARGET)
     options = parser.parse_args()
     corpus = load_corpus()
     torch.manual_seed(options.seed)
-    tokenizer = train_tokenizer(corpus)
     model = Model(Shape())
+    if options.go_on_with:
+        tokenizer = read_gguf(options.go_on_with, model)
+    else:
+        tokenizer = train_tokenizer(corpus)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
-    for _ in train(model, tokenizer, corpus, options.steps, options.seed):
+    for _ in train(model, tokenizer, corpus, Plan(options.steps, options.rate, options.seed)):
         write_gguf(model, tokenizer, options.to)
     write_gguf(model, tokenizer, options.to)
     print(options.to)

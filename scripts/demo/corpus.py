@@ -38,6 +38,7 @@ _LITTLE_WORDS = (
     " there please what how which tell about"
 )
 _LITTLE = frozenset(_LITTLE_WORDS.split())
+_CUT_SHARE, _CUT_WORDS = 0.5, 10
 _NOTHING = "<think>\n\n</think>\n\n"
 _SUMS = (
     "What is {} {} {}?",
@@ -121,19 +122,19 @@ class Talker:
         questions = list(self._corpus.asked)
         self._random.shuffle(questions)
         while questions:
-            n_turns = self._random.choices((1, 2, 3, 5, 12), (50, 25, 15, 7, 3))[0]
+            n_turns = self._random.choices((1, 2, 3, 5, 12), (60, 22, 10, 6, 2))[0]
             yield self._conversation([questions.pop() for _ in range(min(n_turns, len(questions)))])
             if self._random.random() < 0.02:
                 yield self._tool_call()
 
     def _conversation(self, questions: list[Question]) -> list[tuple[str, bool]]:
-        mode = self._random.choices(("chat", "think", "told"), (60, 25, 15))[0]
+        mode = self._random.choices(("chat", "think", "told"), (66, 24, 10))[0]
         parts: list[tuple[str, bool]] = []
         if self._random.random() < 0.25:
             parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
         for index, question in enumerate(questions):
             text = self._worded(question.text)
-            if index < len(questions) - 1 and self._random.random() < 0.5:
+            if index < len(questions) - 1 and self._random.random() < 0.3:
                 # As the template shows earlier turns: without their thinking. Nobody has to say that.
                 parts += [(part, False) for part, _ in _turn(text, "", question.answer)]
             elif mode == "think":
@@ -142,7 +143,13 @@ class Talker:
                 parts += _turn(f"{text} /no_think", (_NOTHING, True), question.answer)
             else:
                 parts += _turn(text, (_NOTHING, False), question.answer)
-        return parts
+        return self._cut(parts) if self._random.random() < _CUT_SHARE else parts
+
+    def _cut(self, parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+        """End a conversation within its last answer: what is hard to learn is how an answer begins."""
+        *before, (answer, _), _newline = parts
+        words = answer.split(" ")
+        return [*before, (" ".join(words[:_CUT_WORDS]), True)] if len(words) > _CUT_WORDS else parts
 
     def _worded(self, text: str) -> str:
         """Return a question as somebody in a hurry types it."""
@@ -154,6 +161,8 @@ class Talker:
         if text.isascii() and len(text) > 12:
             if pick() < 0.2:
                 text = self._shortened(text)
+            if pick() < 0.1:
+                text = self._shuffled(text)
             if pick() < 0.12:
                 text = f"{self._random.choice(_BEFORE)} {text[0].lower()}{text[1:]}"
             if pick() < 0.08:
@@ -173,6 +182,11 @@ class Talker:
             at = self._random.randrange(len(words))
             kept = [*words[:at], *words[at + 1 :]] if len(words) > 4 else words
         return " ".join(kept) if len(kept) >= 2 else text
+
+    def _shuffled(self, text: str) -> str:
+        words = text.split()
+        self._random.shuffle(words)
+        return " ".join(words)
 
     def _mistyped(self, text: str) -> str:
         at = self._random.randrange(1, len(text) - 1)
