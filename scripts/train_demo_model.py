@@ -251,8 +251,8 @@ def read_gguf(path: Path, model: Model) -> Tokenizer:
     tokenizer = _tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
     tokenizer.add_special_tokens(_SPECIAL)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    weights = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
-    model.load_state_dict({name: torch.from_numpy(weights[name].copy()).view(shapes[name]) for name in shapes})
+    read = {one.name: gguf.quants.dequantize(one.data, one.tensor_type).copy() for one in reader.tensors}
+    model.load_state_dict({name: torch.from_numpy(read[name]).view(shape) for name, shape in shapes.items()})
     return tokenizer
 
 
@@ -315,10 +315,8 @@ def main() -> None:
     corpus = load_corpus()
     torch.manual_seed(options.seed)
     model = Model(Shape())
-    if options.go_on_with:
-        tokenizer = read_gguf(options.go_on_with, model)
-    else:
-        tokenizer = train_tokenizer(corpus)
+    before = options.go_on_with
+    tokenizer = read_gguf(before, model) if before else train_tokenizer(corpus)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
     for _ in train(model, tokenizer, corpus, Plan(options.steps, options.rate, options.seed)):
