@@ -93,7 +93,6 @@ value_length = 64
 n_vocab = 263
 [[models."{name}".variants]]
 quant = "q4_k_m"
-bits_per_weight = 16.0
 evidence = "own"
 files = [{{name = "{file.name}", size = {file.stat().st_size}, sha256 = "{digest_of(file).sha256}"}}]
 """
