@@ -111,6 +111,7 @@ def _beyond_rounding(load: LoadParams, different: list[_Asked]) -> int:
     engine = LlamaEngine(LoadParams(paths=load.paths, n_ctx=1024, n_threads=load.n_threads), lambda _: True)
     n_beyond = 0
     for messages, _n_tokens, text in different:
+        engine.trim(0, 0)
         scheduler = Scheduler(engine, time.perf_counter)
         sampler = SamplerParams(temperature=0, max_tokens=1)
         scheduler.submit(Generate(id=1, messages=messages, sampler=sampler))
@@ -138,6 +139,8 @@ def _parting(engine: LlamaEngine, tokens: list[int], text: str) -> tuple[float, 
         tokens.append(best)
         said += piece
     rest = text.removeprefix(said)
+    if not rest:  # read one by one, it is what was said: the fresh worker's batch rounded otherwise
+        return 0.0, 0.0
     likely = [int(token) for token in scores.argsort()[::-1][:200]]
     pieces = {one: engine.piece(one).decode("utf-8", "replace") for one in likely}
     others = [one for one, piece in pieces.items() if piece and rest.startswith(piece)]
