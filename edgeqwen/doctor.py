@@ -5,6 +5,7 @@ Asks no network and changes nothing. Each check is a function from what it needs
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shlex
@@ -20,15 +21,18 @@ import psutil
 
 from edgeqwen import config
 from edgeqwen.chat.presets import load_presets
+from edgeqwen.chat.sampling import check_setting
+from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Device, Devices
-from edgeqwen.errors import EdgeQwenError
+from edgeqwen.errors import EdgeQwenError, EngineError
 from edgeqwen.machine.cpu import cpu_features, usable_cores
 from edgeqwen.machine.health import Check
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.machine.monitor import Monitor, Sample, advice
 from edgeqwen.models.library import Library
 from edgeqwen.models.store import Store
-from edgeqwen.models.volume import is_fat
+from edgeqwen.models.volume import is_fat, nearest_there
+from edgeqwen.text import size_text
 
 _LEAST_MEMORY = 800_000_000  # bytes: a 0.5B model at q4_k_m with a context of 4,096
 _LEAST_DISK = 2_000_000_000  # bytes: one small model and a large chat's KV cache
@@ -51,7 +55,20 @@ _FEATURES = {
 }
 
 
-def examine(library: Library, devices: Devices | EdgeQwenError) -> list[Check]:
+async def examine(library: Library) -> list[Check]:
+    """Ask an engine of its own about itself, then run every check; about a second, in the background."""
+    devices: Devices | EdgeQwenError
+    try:
+        async with WorkerClient(library.paths.logs) as client:
+            devices = await client.devices()
+    except EdgeQwenError as error:
+        devices = error
+    except OSError as error:
+        devices = EngineError(f"the engine cannot be started: {error.strerror}")
+    return await asyncio.to_thread(run_checks, library, devices)
+
+
+def run_checks(library: Library, devices: Devices | EdgeQwenError) -> list[Check]:
     """Run every check. Blocking, about 0.3 s.
 
     `devices` is the engine's own answer about itself, or why it gave none.
@@ -150,7 +167,7 @@ def check_devices(devices: Devices | EdgeQwenError, cards: Sequence[str]) -> Che
 
 
 def _device_text(device: Device) -> str:
-    return f"{device.description or device.name}, {_gigabytes(device.free_bytes)} free"
+    return f"{device.description or device.name}, {size_text(device.free_bytes)} free"
 
 
 def check_cpu(library: Library) -> Check:
@@ -168,18 +185,19 @@ def check_cpu(library: Library) -> Check:
 def check_memory() -> Check:
     """Say what a model may take."""
     available, swap = available_bytes(), psutil.swap_memory()
-    says = f"{_gigabytes(available)} of {_gigabytes(psutil.virtual_memory().total)} available"
+    says = f"{size_text(available)} of {size_text(psutil.virtual_memory().total)} available"
     if available < _LEAST_MEMORY:
         todo = "close other programs; the smallest models need about 0.8 GB"
         return Check("memory", "fail" if available < _LEAST_MEMORY // 2 else "warn", says, todo)
-    return Check("memory", "ok", says + (f", {_gigabytes(swap.used)} in swap" if swap.used else ""))
+    return Check("memory", "ok", says + (f", {size_text(swap.used)} in swap" if swap.used else ""))
 
 
 def check_config(library: Library) -> Check:
     """Read the settings, the user's catalogue and the presets; the first mistake is told."""
     paths = library.paths
     try:
-        config.load(paths.config_file)
+        for name, value in config.load(paths.config_file).sampler.given().items():
+            check_setting(f"sampler.{name}", value)
         _ = library.catalogue, library.store
         load_presets(paths.presets)
     except EdgeQwenError as error:
@@ -190,7 +208,7 @@ def check_config(library: Library) -> Check:
 def check_disk(library: Library) -> Check:
     """Say what is free where models go, and whether large files may lie there."""
     folder = library.store.root
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = nearest_there(folder)
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
         todo = "`edgeqwen config set store.path FOLDER` puts models elsewhere"
@@ -198,7 +216,7 @@ def check_disk(library: Library) -> Check:
     if is_fat(there):
         todo = "models above 4 GiB do not fit there; `edgeqwen config set store.path FOLDER` moves the store"
         return Check("disk", "warn", f"{folder} lies on a FAT file system", todo)
-    says = f"{_gigabytes(free)} free at {folder}"
+    says = f"{size_text(free)} free at {folder}"
     if free < _LEAST_DISK:
         todo = "`edgeqwen du` shows what models take; `edgeqwen prune` removes unfinished downloads"
         return Check("disk", "warn", says, todo)
@@ -217,7 +235,7 @@ def check_store(library: Library) -> Iterator[Check]:
         yield Check("models", "ok", f"{len(refs)} installed: {', '.join(refs[:4])}{' …' * (len(refs) > 4)}")
     leftovers = store.leftovers()
     if leftovers:
-        says = f"{len(leftovers)} unfinished, {_gigabytes(sum(one.size for one in leftovers))}"
+        says = f"{len(leftovers)} unfinished, {size_text(sum(one.size for one in leftovers))}"
         todo = "the same `edgeqwen pull` goes on with a download; `edgeqwen prune` removes them"
         yield Check("downloads", "warn", says, todo)
     else:
@@ -294,7 +312,3 @@ def check_terminal(environment: Mapping[str, str]) -> Check:
 def check_now(sample: Sample) -> list[Check]:
     """Say what the system's counters warn of right now: swapping, pressure, heat, throttling."""
     return [Check("now", "warn", *warning.split(": ", 1)) for warning in advice(sample)]
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB"

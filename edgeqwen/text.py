@@ -1,4 +1,4 @@
-"""Cleans text that we did not write before anyone shows it.
+"""Cleans text that we did not write before anyone shows it, and says sizes in words.
 
 Owns the one rule for control characters; refuses to know about markup, colours or widgets.
 """
@@ -33,3 +33,12 @@ def clean_line(text: str, limit: int = 200) -> str:
     """Return `text` as one clean line of at most `limit` characters, for names and messages."""
     line = " ".join(clean(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def size_text(n_bytes: float) -> str:
+    """Return a number of bytes in words: 491 MB, 1.1 GB (1 GB is 10^9 bytes, as on disks and hubs)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= factor:
+            value = n_bytes / factor
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{n_bytes:.0f} B"

@@ -15,8 +15,8 @@ from typing import Any
 from edgeqwen.chat.loading import LoadOptions, LoadPlan, plan_load, saved_params
 from edgeqwen.chat.running import RunningFile
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Devices, Ready, Stats
-from edgeqwen.errors import EdgeQwenError, EngineError, InvalidInput
+from edgeqwen.engine.protocol import Ready, Stats
+from edgeqwen.errors import InvalidInput
 from edgeqwen.models.library import Library
 from edgeqwen.models.locate import Located, locate, read_located
 
@@ -90,19 +90,6 @@ class ModelHost:
             next_client.pid or 0, located.name, ready.n_ctx, params.n_threads, ready.n_gpu_layers
         )
         return self.loaded
-
-    async def devices(self) -> Devices | EdgeQwenError:
-        """Return what the engine can compute on, or why it does not say.
-
-        A process of its own is asked: the one that holds the model may be loading or answering.
-        """
-        try:
-            async with WorkerClient(self._library.paths.logs) as client:
-                return await client.devices()
-        except EdgeQwenError as error:
-            return error
-        except OSError as error:
-            return EngineError(f"the engine cannot be started: {error.strerror}")
 
     async def close(self) -> None:
         """End the worker, which saves what its cache holds; after it no model is loaded."""

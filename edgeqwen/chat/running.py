@@ -58,18 +58,13 @@ def average(answers: Iterable[Stats]) -> Average:
     """Sum up answers by the definitions of Stats."""
     all_ = list(answers)
     waits = [one.queued_s + one.ttft_s for one in all_ if one.ttft_s is not None]
-    wholes = [
-        wait + one.decode_s
-        for one, wait in zip((x for x in all_ if x.ttft_s is not None), waits, strict=True)
-    ]
+    decode_s = sum(one.decode_s for one in all_)
     return Average(
         n=len(all_),
-        decode_tps=_ratio(
-            sum(max(0, one.completion_tokens - 1) for one in all_), sum(one.decode_s for one in all_)
-        ),
+        decode_tps=_ratio(sum(max(0, one.completion_tokens - 1) for one in all_), decode_s),
         prefill_tps=_ratio(sum(one.prefill_tokens for one in all_), sum(one.prefill_s for one in all_)),
         ttft_s=_ratio(sum(waits), len(waits)),
-        response_s=_ratio(sum(wholes), len(wholes)),
+        response_s=_ratio(sum(waits) + decode_s, len(waits)),
         prompt_tokens=sum(one.prompt_tokens for one in all_),
         completion_tokens=sum(one.completion_tokens for one in all_),
     )

@@ -13,7 +13,6 @@ import psutil
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.engine.protocol import KvType, LoadParams
 from edgeqwen.errors import InvalidInput
 from edgeqwen.machine.bandwidth import memory_bytes_per_s
@@ -22,6 +21,7 @@ from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.models.fit import check_memory, estimate
 from edgeqwen.models.locate import locate, read_located
+from edgeqwen.text import size_text
 
 _N_CTX = 4096
 _BAR = 40

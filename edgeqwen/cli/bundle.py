@@ -15,7 +15,6 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput, NotFound
 from edgeqwen.models import bundle as bundles
 from edgeqwen.models.catalogue import Catalogue
@@ -26,7 +25,7 @@ from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.store import Entry
 from edgeqwen.models.volume import is_fat
 from edgeqwen.paths import Paths, shipped_licence
-from edgeqwen.text import clean_line
+from edgeqwen.text import clean_line, size_text
 
 _FAT_PART = 3_900 << 20  # FAT32 ends at 4 GiB - 1
 _NO_LIMIT = 1 << 60

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgeqwen.chat.sampling import check_setting
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
@@ -57,6 +58,7 @@ def set_(invocation: Invocation, key: str, value: str) -> None:
     Setting store.path moves the installed models there; stopped, the same command goes on.
     """
     _known(invocation, key)
+    check_setting(key, parse_value(value))
     if key == "store.path":
         move_store(invocation, str(parse_value(value)))
     else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput
 from edgeqwen.models.catalogue import Catalogue, Model
 from edgeqwen.models.fit import DEFAULT_CONTEXT
 from edgeqwen.models.locate import Located, read_located
 from edgeqwen.models.store import Entry
+from edgeqwen.text import size_text
 
 Data = dict[str, Any]
 

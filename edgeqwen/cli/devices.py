@@ -10,9 +10,9 @@ import msgspec
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Devices
+from edgeqwen.text import size_text
 
 
 @click.command()

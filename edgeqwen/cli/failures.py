@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeqwen import errors
 from edgeqwen.cli import output
-from edgeqwen.cli.output import size_text
+from edgeqwen.text import size_text
 
 EXIT_CODES: dict[type[errors.EdgeQwenError], int] = {
     errors.EdgeQwenError: 1,

@@ -11,7 +11,6 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.errors import DownloadError, InvalidGGUF, InvalidInput, NotInstalled
 from edgeqwen.machine.bandwidth import memory_bytes_per_s
 from edgeqwen.machine.memory import available_bytes
@@ -25,6 +24,7 @@ from edgeqwen.models.measured import Load
 from edgeqwen.models.pull import origins_in_catalogue
 from edgeqwen.models.ref import ModelRef, parse_ref
 from edgeqwen.models.sources import Origin, user_sources
+from edgeqwen.text import size_text
 
 _CONTEXTS = (2048, 8192, 32768)
 

@@ -13,13 +13,10 @@ from edgeqwen.chat.running import KEPT_ANSWERS, Running, average, read_running
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.doctor import check_now, examine
-from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Devices
-from edgeqwen.errors import EdgeQwenError, EngineError
 from edgeqwen.machine.health import Check, status_of
 from edgeqwen.machine.monitor import Monitor, Sample, advice
+from edgeqwen.text import size_text
 
 UNHEALTHY = 7
 _LOOK_S = 0.2  # between the two looks at the CPU and at swapping
@@ -34,7 +31,7 @@ def doctor(invocation: Invocation) -> int:
     Python, the build of llama.cpp, devices, memory, disk, store, settings and terminal. Nothing is changed
     and no network is asked. The exit code is 7 when something fails, else 0.
     """
-    checks = examine(invocation, asyncio.run(_devices(invocation)))
+    checks = asyncio.run(examine(invocation))
     status = status_of(checks)
     if invocation.as_json:
         output.document({"status": status, "checks": [asdict(check) for check in checks]})
@@ -45,16 +42,6 @@ def doctor(invocation: Invocation) -> int:
                 output.note(f"\n{check.name}: {check.todo}")
         output.note(f"\n{status}")
     return UNHEALTHY if status == "unhealthy" else 0
-
-
-async def _devices(invocation: Invocation) -> Devices | EdgeQwenError:
-    try:
-        async with WorkerClient(invocation.paths.logs) as client:
-            return await client.devices()
-    except EdgeQwenError as error:
-        return error
-    except OSError as error:
-        return EngineError(f"the engine cannot be started: {error.strerror}")
 
 
 @click.command()

@@ -10,7 +10,7 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
-from edgeqwen.cli.output import size_text
+from edgeqwen.text import size_text
 
 
 @click.group()

@@ -12,7 +12,6 @@ import click
 from edgeqwen.cli import describe, output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option, yes_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.cli.space import list_leftovers
 from edgeqwen.errors import DownloadError, InvalidInput, NotInstalled, StoreError
 from edgeqwen.models import store as stores
@@ -24,6 +23,7 @@ from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.repair import repair
 from edgeqwen.models.sources import user_sources
 from edgeqwen.models.store import Entry
+from edgeqwen.text import size_text
 
 
 @click.command("import")

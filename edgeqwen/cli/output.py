@@ -89,15 +89,6 @@ def fields(pairs: Sequence[tuple[str, str]]) -> None:
         line(f"{name.ljust(width)}  {value}")
 
 
-def size_text(n_bytes: float) -> str:
-    """Return a number of bytes in words: 491 MB, 1.1 GB (1 GB is 10^9 bytes, as on disks and hubs)."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            value = n_bytes / factor
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{n_bytes:.0f} B"
-
-
 class Status:
     """One line on a watched stderr that is redrawn in place and gone in the end; elsewhere nothing."""
 

@@ -12,7 +12,6 @@ import click
 from edgeqwen.cli import describe, output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option, yes_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.errors import InvalidInput
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.models.fit import estimate
@@ -22,6 +21,7 @@ from edgeqwen.models.pull import pull as pull_model
 from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.sources import user_sources
 from edgeqwen.models.store import ManifestFile
+from edgeqwen.text import size_text
 
 _LEAST_CONTEXT = 2048
 _WINDOW_S = 8.0  # the rate is that of the last seconds

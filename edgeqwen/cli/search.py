@@ -9,11 +9,11 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.models import hub
 from edgeqwen.models.catalogue import Catalogue
 from edgeqwen.models.ref import normal_name
 from edgeqwen.models.sources import user_sources
+from edgeqwen.text import size_text
 
 
 @click.command()

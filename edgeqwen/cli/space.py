@@ -12,12 +12,13 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option, yes_option
-from edgeqwen.cli.output import size_text
 from edgeqwen.config import set_value
 from edgeqwen.errors import InvalidConfig, InvalidInput, StoreError
 from edgeqwen.models import move as moving
 from edgeqwen.models.store import Entry, Store
+from edgeqwen.models.volume import nearest_there
 from edgeqwen.paths import expand
+from edgeqwen.text import size_text
 
 
 @click.command()
@@ -31,7 +32,7 @@ def du(invocation: Invocation) -> None:
     store = invocation.store
     entries = [(entry, _own_bytes(entry)) for entry in store.entries()]
     left_bytes = sum(leftover.size for leftover in store.leftovers())
-    usage = shutil.disk_usage(_nearest(store.root))
+    usage = shutil.disk_usage(nearest_there(store.root))
     if invocation.as_json:
         rows = [
             {"ref": entry.ref, "folder": str(entry.folder), "size_bytes": entry.size, "own_bytes": own}
@@ -162,7 +163,3 @@ def _own_bytes(entry: Entry) -> int:
     """Return what would be free without an entry."""
     statuses = [path.stat() for path in entry.paths() if path.exists()]
     return sum(status.st_size for status in statuses if status.st_nlink == 1)
-
-
-def _nearest(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

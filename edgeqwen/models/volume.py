@@ -35,6 +35,11 @@ def keeps_stamps(folder: Path) -> bool:
     return os.name == "posix" and _kind(folder) not in _LOOSE
 
 
+def nearest_there(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def _kind(folder: Path) -> str:
     """Return the type of the nearest mount point above a folder, which need not exist yet."""
     try:

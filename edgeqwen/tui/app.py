@@ -136,7 +136,7 @@ class EdgeApp(App[None]):
             self.exit(message=error.message, return_code=4)
             return
         if self._history.notice:
-            self.notify(self._history.notice, severity="warning", timeout=30, markup=False)
+            self.notify(self._history.notice, severity="warning", timeout=30)
         await self.chat.begin(Desk(self._host, self._history, self._tell), self._start.chat)
         self._monitor = await asyncio.to_thread(Monitor)
         self.set_interval(3.0 if self.low_bandwidth else 1.0, self._tick)
@@ -144,7 +144,7 @@ class EdgeApp(App[None]):
         try:
             ref = self._start.ref or await asyncio.to_thread(self.library.usual_model)
         except EdgeQwenError as error:
-            self.notify(error.message, severity="error", timeout=30, markup=False)
+            self.notify(error.message, severity="error", timeout=30)
             return
         if ref is not None:
             self.chat.load(ref)
@@ -156,7 +156,7 @@ class EdgeApp(App[None]):
         super().notify(clean(message), **{**options, "markup": False})
 
     def _tell(self, text: str) -> None:
-        self.notify(text, severity="warning", markup=False, timeout=12)
+        self.notify(text, severity="warning", timeout=12)
 
     async def _tick(self) -> None:
         """Once a second: look at the machine."""

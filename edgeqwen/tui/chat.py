@@ -57,17 +57,22 @@ class ChatScreen(Screen[None]):
     ]
 
     def __init__(
-        self, library: Library, queue: PullQueue, gauge: Gauge, record: Record, *, base_interval: float,
+        self,
+        library: Library,
+        queue: PullQueue,
+        gauge: Gauge,
+        record: Record,
+        *,
+        base_interval: float,
         plots: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.library, self.queue, self.gauge, self.record = library, queue, gauge, record
         self._base_interval, self._plots = base_interval, plots
         self._desk: Desk | None = None
         self._answering: Answering | None = None
         self._editing: int | None = None
-        self._lost_at = float("-inf")
-        self._waiting = False  # a question, for its model
+        self._lost_at, self._waiting = float("-inf"), False  # a question waits for its model
 
     @property
     def desk(self) -> Desk:
@@ -102,7 +107,7 @@ class ChatScreen(Screen[None]):
 
     def tell(self, text: str, *, severity: str = "information") -> None:
         """Say a sentence in a corner of the screen."""
-        self.notify(text, severity=severity, markup=False, timeout=8)  # type: ignore[arg-type]
+        self.notify(text, severity=severity, timeout=8)  # type: ignore[arg-type]
 
     def fail(self, error: EdgeQwenError) -> None:
         """Say what went wrong."""
@@ -202,13 +207,10 @@ class ChatScreen(Screen[None]):
                 is_kept = True
                 await self._stream()
         except EdgeQwenError as error:
-            if not is_kept:
-                self.prompt.put_back(typed)
             self.fail(error)
-        except asyncio.CancelledError:
+        finally:
             if not is_kept:
                 self.prompt.put_back(typed)
-            raise
 
     @work(group="answer")
     async def regenerate(self, message: int | None) -> None:
@@ -281,9 +283,8 @@ class ChatScreen(Screen[None]):
         self.gauge.model = ""
         loaded = self.desk.host.loaded
         if now - self._lost_at < _AGAIN_S or loaded is None:
-            self.tell(
-                _("the model is not started again; Ctrl+O loads it, or a smaller one"), severity="error"
-            )
+            text = _("the model is not started again; Ctrl+O loads it, or a smaller one")
+            self.tell(text, severity="error")
             return
         self._lost_at = now
         self.load(str(loaded.located.paths[0]) if loaded.located.entry is None else ref)
@@ -338,8 +339,7 @@ class ChatScreen(Screen[None]):
         """Open the monitor over the screen."""
         from edgeqwen.tui.screens.monitor import MonitorScreen
 
-        host = self.desk.host
-        self.app.push_screen(MonitorScreen(self.gauge, self.record, self.library, host, plots=self._plots))
+        self.app.push_screen(MonitorScreen(self.gauge, self.record, self.library, plots=self._plots))
 
     async def leave(self) -> None:
         """Quit, after a question where something is going on."""

@@ -100,6 +100,7 @@ def test_sampler_options_reach_the_engine(models: Path) -> None:
     configured = edgeqwen("run", model, "hi", "--json", "--temp", "0").json
     assert configured["stats"]["completion_tokens"] == 5
     assert edgeqwen(*arguments).json["stats"]["completion_tokens"] == 8, "the command line goes first"
+    refused(edgeqwen("config", "set", "sampler.top_p", "7"), 2, "must lie between")
     stopped = edgeqwen(*arguments, "--stop", first["text"][3:5]).json
     assert stopped["stop_reason"] == "stop"
     assert first["text"].startswith(stopped["text"])

@@ -6,10 +6,11 @@ Reads and changes the history; opening a chat is its caller's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
@@ -24,7 +25,6 @@ from edgeqwen.tui.screens.dialogs import Form
 
 _DELAY_S = 0.15
 _SHOWN = 300
-T = TypeVar("T")
 
 
 class HistoryScreen(Chooser[int | None]):
@@ -67,19 +67,19 @@ class HistoryScreen(Chooser[int | None]):
 
     async def _search(self) -> None:
         words = self.filter
-        found = await self._ask(self._history.search, words, _SHOWN)
-        if found is not None:
+        with self._telling():
+            found = await asyncio.to_thread(self._history.search, words, _SHOWN)
             self._found = words
             self._chats = {str(chat.id): chat for chat in found}
             self._draw(found)
 
-    async def _ask(self, do: Callable[..., T], *arguments: object, **options: object) -> T | None:
-        """Do something with the history, in a thread; what it refuses is told, and None comes of it."""
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell what the history refuses."""
         try:
-            return await asyncio.to_thread(do, *arguments, **options)
+            yield
         except EdgeQwenError as error:
-            self.notify(error.message, severity="error", markup=False)
-            return None
+            self.notify(error.message, severity="error")
 
     def _draw(self, chats: list[Chat]) -> None:
         rows: list[Row] = []
@@ -112,25 +112,29 @@ class HistoryScreen(Chooser[int | None]):
             field = _("Title")
             answer = await self.app.push_screen_wait(Form(_("Rename the chat"), {field: chat.title}))
             if answer and answer[field].strip():
-                await self._ask(self._history.rename, chat.id, answer[field])
+                with self._telling():
+                    await asyncio.to_thread(self._history.rename, chat.id, answer[field])
                 await self._search()
 
     @work
     async def action_delete(self) -> None:
         if chat := self._chat():
-            await self._ask(self._history.delete, chat.id)
-            self.notify(_("deleted “{title}”; Ctrl+Z brings it back").format(title=chat.title), markup=False)
+            with self._telling():
+                await asyncio.to_thread(self._history.delete, chat.id)
+                self.notify(_("deleted “{title}”; Ctrl+Z brings it back").format(title=chat.title))
             await self._search()
 
     @work
     async def action_undo(self) -> None:
-        await self._ask(self._history.restore)
+        with self._telling():
+            await asyncio.to_thread(self._history.restore)
         await self._search()
 
     @work
     async def action_pin(self) -> None:
         if chat := self._chat():
-            await self._ask(self._history.pin, chat.id, is_pinned=not chat.is_pinned)
+            with self._telling():
+                await asyncio.to_thread(self._history.pin, chat.id, is_pinned=not chat.is_pinned)
             await self._search()
 
     @work
@@ -142,9 +146,9 @@ class HistoryScreen(Chooser[int | None]):
         try:
             path: Path = expand(answer[field].strip())
             n_chats = await asyncio.to_thread(import_chats, path, self._history)
-            self.notify(_("{n} chats were imported").format(n=n_chats), markup=False)
+            self.notify(_("{n} chats were imported").format(n=n_chats))
         except EdgeQwenError as error:
-            self.notify(error.message, severity="error", timeout=15, markup=False)
+            self.notify(error.message, severity="error", timeout=15)
         self.search(0)
 
 

@@ -206,9 +206,9 @@ class ModelsScreen(Chooser[str]):
         if await self.app.push_screen_wait(Confirm(question)):
             try:
                 await asyncio.to_thread(self._library.store.remove, entry)
-                self.notify(_("removed {ref}").format(ref=entry.ref), markup=False)
+                self.notify(_("removed {ref}").format(ref=entry.ref))
             except EdgeQwenError as error:
-                self.notify(error.message, severity="error", markup=False)
+                self.notify(error.message, severity="error")
             self.refresh_models()
 
     @work(exclusive=True, group="verify")
@@ -216,14 +216,14 @@ class ModelsScreen(Chooser[str]):
         entry = self._installed.get(self.key or "")
         if entry is None:
             return
-        self.notify(_("checking {ref}…").format(ref=entry.ref), markup=False)
+        self.notify(_("checking {ref}…").format(ref=entry.ref))
         checks = await asyncio.to_thread(lambda: list(verify(entry)))
         problems = [f"{check.path.name}: {check.problem}" for check in checks if check.problem]
         if problems:
-            self.notify("\n".join(problems), severity="error", timeout=20, markup=False)
+            self.notify("\n".join(problems), severity="error", timeout=20)
         else:
             self._library.stamps.put(entry)
-            self.notify(_("{ref} is whole").format(ref=entry.ref), markup=False)
+            self.notify(_("{ref} is whole").format(ref=entry.ref))
 
     @work
     async def action_import_file(self) -> None:
@@ -231,13 +231,13 @@ class ModelsScreen(Chooser[str]):
         answer = await self.app.push_screen_wait(Form(_("Import a model"), {field: ""}))
         if not answer or not answer[field].strip():
             return
-        self.notify(_("importing…"), markup=False)
+        self.notify(_("importing…"))
         try:
             path: Path = expand(answer[field].strip())
             adopted = await asyncio.to_thread(adopt, path, self._library.store, self._library.catalogue)
-            self.notify(_("imported {ref}").format(ref=adopted.entry.ref), markup=False)
+            self.notify(_("imported {ref}").format(ref=adopted.entry.ref))
         except EdgeQwenError as error:
-            self.notify(error.message, severity="error", timeout=15, markup=False)
+            self.notify(error.message, severity="error", timeout=15)
         self.refresh_models()
 
 
@@ -258,7 +258,7 @@ async def offer_download(app: App[object], library: Library, queue: PullQueue, r
         sources = user_sources(library.config.pull.sources)
         plan = await asyncio.to_thread(plan_pull, parsed, library.catalogue, sources, library.heads)
     except EdgeQwenError as error:
-        app.notify(error.message, severity="error", markup=False)
+        app.notify(error.message, severity="error")
         return False
     queue.add(plan)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import ClassVar
 
 from textual import work
@@ -11,7 +10,6 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from edgeqwen.chat.host import ModelHost
 from edgeqwen.doctor import examine
 from edgeqwen.machine.health import status_of
 from edgeqwen.models.library import Library
@@ -26,12 +24,10 @@ class MonitorScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f3,q", "app.pop_screen", "Back")]
 
-    def __init__(
-        self, gauge: Gauge, record: Record, library: Library, host: ModelHost, *, plots: bool
-    ) -> None:
+    def __init__(self, gauge: Gauge, record: Record, library: Library, *, plots: bool) -> None:
         super().__init__()
         self._gauge, self._record, self._plots = gauge, record, plots
-        self._library, self._host = library, host
+        self._library = library
         self.sub_title = _("monitor")
 
     def compose(self) -> ComposeResult:
@@ -50,8 +46,7 @@ class MonitorScreen(Screen[None]):
     @work
     async def show_health(self) -> None:
         """Say what doctor finds, the faults first."""
-        devices = await self._host.devices()
-        checks = await asyncio.to_thread(examine, self._library, devices)
+        checks = await examine(self._library)
         order = {"fail": 0, "warn": 1, "ok": 2}
         lines = [_("health: {status}").format(status=status_of(checks)), ""]
         for check in sorted(checks, key=lambda check: order[check.state]):

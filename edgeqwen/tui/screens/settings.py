@@ -104,5 +104,5 @@ class SettingsScreen(Chooser[None]):
             self._library.__dict__.pop("config", None)  # read anew when it is asked for
             self._changed(key)
         except EdgeQwenError as error:
-            self.notify(error.message, severity="error", markup=False)
+            self.notify(error.message, severity="error")
         self.on_input_changed()
