@@ -272,10 +272,10 @@ class ChatScreen(Screen[None]):
             await self.transcript.notice(text, kind=kind)
         if failure is None:
             return
+        if isinstance(failure, WorkerLost):
+            self._restart()  # first: what is dead is not shown as loaded
         hint = _("Ctrl+G asks again")
         await self.transcript.notice(f"{failure.message}\n{hint}", kind="error")
-        if isinstance(failure, WorkerLost):
-            self._restart()
 
     def _restart(self) -> None:
         """Load the model again after its worker died, unless it has just done so."""
