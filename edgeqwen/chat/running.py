@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     n_threads: int
     n_gpu_layers: int = 0
     answers: tuple[Stats, ...] = ()
+
+    @property
+    def up_s(self) -> float:
+        """Seconds that the front end has run."""
+        return time.time() - psutil.boot_time() - self.began
 
 
 @dataclass(frozen=True)

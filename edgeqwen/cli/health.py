@@ -104,7 +104,7 @@ def _engine(running: Running, sample: Sample, last: int) -> dict[str, Any]:
         "n_ctx": running.n_ctx,
         "n_threads": running.n_threads,
         "n_gpu_layers": running.n_gpu_layers,
-        "up_s": round(time.time() - running.began, 1),
+        "up_s": round(running.up_s, 1),
         "memory": asdict(sample.worker) if sample.worker else None,
         "average": asdict(average(running.answers[-last:])),
         "latest": asdict(average([latest])) if latest else None,
@@ -134,5 +134,5 @@ def _row(running: Running, sample: Sample, last: int) -> tuple[str, ...]:
         f"{mean.decode_tps:.1f}" if mean.decode_tps else "-",
         f"{mean.ttft_s:.2f} s" if mean.ttft_s is not None else "-",
         str(len(running.answers)),
-        f"{(time.time() - running.began) / 60:.0f} min",
+        f"{running.up_s / 60:.0f} min",
     )

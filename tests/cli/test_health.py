@@ -50,6 +50,7 @@ def test_ps_shows_who_has_what_loaded_and_how_fast_it_is(tmp_path: Path) -> None
         assert (engine["pid"], engine["model"]) == (chat.pid, model.name)
         assert engine["memory"]["rss"] > 1_000_000
         assert engine["average"]["n"] == 2
+        assert 0 <= engine["up_s"] < 120
         assert engine["average"]["completion_tokens"] == 6
         assert engine["average"]["decode_tps"] < 100
         assert found["machine"]["memory_available"] > 0
