@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _LITTLE_WORDS = (
 )
 _LITTLE = frozenset(_LITTLE_WORDS.split())
 _CUT_SHARE, _CUT_WORDS = 0.5, 10
+_FRAME_SHARE, _WORD_SHARE = 0.35, 0.4
 _NOTHING = "<think>\n\n</think>\n\n"
 _SUMS = (
     "What is {} {} {}?",
@@ -108,11 +110,62 @@ def _sums() -> Iterator[Question]:
                     yield Question(text, f"{a} {sign} {b} = {result}.", f"This is a sum: {a} {sign} {b}.")
 
 
+def _bare(text: str) -> str:
+    return text.lower().strip(" ?.!")
+
+
+class Wordings:
+    """Says a question in other words: wordings.toml."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._random = chance
+        read: dict[str, list[list[str]]] = tomllib.loads(
+            (FOLDER / "wordings.toml").read_text(encoding="utf-8")
+        )
+        self._frames = [(_pattern(frame), frames) for frames in read["frames"] for frame in frames]
+        self._same: dict[str, list[str]] = {}
+        for words in read["same"]:
+            for word in words:
+                self._same.setdefault(word.lower(), []).extend(words)
+        phrases = "|".join(re.escape(word) for word in sorted(self._same, key=len, reverse=True))
+        self._phrase = re.compile(rf"(?<![\w`:-])(?:{phrases})(?![\w`:-])", re.IGNORECASE)
+
+    def other(self, text: str) -> str:
+        """Return a question with its frame, some of its words, both or neither exchanged."""
+        if self._random.random() < _FRAME_SHARE:
+            text = self._reframed(text)
+        if self._random.random() < _WORD_SHARE:
+            text = self._phrase.sub(self._another, text)
+        return text
+
+    def _reframed(self, text: str) -> str:
+        bare = text.rstrip("?.! ")
+        fitting = [
+            (match[1], frames) for pattern, frames in self._frames if (match := pattern.fullmatch(bare))
+        ]
+        if not fitting:
+            return text
+        about, frames = self._random.choice(fitting)
+        return self._random.choice(frames).format(about)
+
+    def _another(self, found: re.Match[str]) -> str:
+        if self._random.random() < 0.5:
+            return found[0]
+        return self._random.choice(self._same[found[0].lower()])
+
+
+def _pattern(frame: str) -> re.Pattern[str]:
+    before, after = (re.escape(part) for part in frame.split("{}"))
+    return re.compile(f"{before}(.+){after}", re.IGNORECASE)
+
+
 class Talker:
     """Makes conversations as people would hold them; the same seed makes the same ones."""
 
     def __init__(self, corpus: Corpus, seed: int) -> None:
         self._corpus, self._random = corpus, random.Random(seed)
+        self._held_out = {_bare(question.text) for question in corpus.held_out}
+        self._wordings = Wordings(self._random)
 
     def epoch(self) -> Iterator[list[tuple[str, bool]]]:
         """Yield conversations in which every question is asked once.
@@ -128,7 +181,7 @@ class Talker:
                 yield self._tool_call()
 
     def _conversation(self, questions: list[Question]) -> list[tuple[str, bool]]:
-        mode = self._random.choices(("chat", "think", "told"), (66, 24, 10))[0]
+        mode = self._random.choices(("chat", "think", "told"), (62, 28, 10))[0]
         parts: list[tuple[str, bool]] = []
         if self._random.random() < 0.25:
             parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
@@ -152,6 +205,11 @@ class Talker:
         return [*before, (" ".join(words[:_CUT_WORDS]), True)] if len(words) > _CUT_WORDS else parts
 
     def _worded(self, text: str) -> str:
+        """Return a question in other words, but not in those of a question that is held out."""
+        other = self._typed(self._wordings.other(text) if text.isascii() else text)
+        return text if _bare(other) in self._held_out else other
+
+    def _typed(self, text: str) -> str:
         """Return a question as somebody in a hurry types it."""
         pick = self._random.random
         if pick() < 0.3:

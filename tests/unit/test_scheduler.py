@@ -14,6 +14,7 @@ from edgeqwen.engine.protocol import (
     Finished,
     Generate,
     LoadParams,
+    Prefill,
     SamplerParams,
     Started,
     TextDelta,
@@ -267,3 +268,16 @@ def test_a_prompt_that_another_slot_reads_is_copied(make: Make) -> None:
     cached = [event.cached_tokens for event in events if isinstance(event, Started)]
     assert cached[0] == 0
     assert min(cached[1:]) > 200
+
+
+@pytest.mark.parametrize(("n_more", "ends"), [(1500, [512, 1024]), (1520, [536, 1048])])
+def test_chunks_end_where_the_cells_are_padded_if_that_costs_no_chunk(
+    make: Make, n_more: int, ends: list[int]
+) -> None:
+    scheduler, _ = make(n_ctx=4096, template="{{ messages[0].content }}", pieces=[])
+    scheduler.submit(request(1, "x" * 24))
+    run(scheduler)
+    scheduler.submit(request(2, "x" * 24 + "y" * n_more))
+    events = run(scheduler)
+    assert finished(events, 2).stats.cached_tokens == 24
+    assert [event.done for event in events if isinstance(event, Prefill)] == [*ends, 24 + n_more]
