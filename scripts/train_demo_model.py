@@ -1,7 +1,7 @@
 """Trains the built-in demo model from the text in scripts/demo and writes it as a GGUF file.
 
     pip install torch==2.13.0 tokenizers gguf
-    python scripts/train_demo_model.py [--steps N] [--rate R] [--seed 1] [--to FILE] [--go-on-with FILE]
+    python scripts/train_demo_model.py [--steps N] [--rate R] [--seed 1] [--to FILE]
 
 A Qwen3 of 3.7 million parameters, from nothing, on the CPU; under two hours on two cores. The same seed,
 steps, versions and machine give the same model. scripts/check_demo_model.py asks it what it has never seen.
@@ -38,9 +38,8 @@ _SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BATCH_TOKENS, _RATE, _WARMUP, _DROPOUT = 3072, 2e-3, 100, 0.15
-N_STEPS = 2600
+N_STEPS = 3600
 _N_KEEPING = 500
-_SPECIAL = [AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)]
 _N_TELLING = 25  # steps between two lines of progress
 
 
@@ -132,8 +131,9 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def _tokenizer(bpe: models.BPE) -> Tokenizer:
-    tokenizer = Tokenizer(bpe)
+def train_tokenizer(corpus: Corpus) -> Tokenizer:
+    """Return a byte-level BPE of N_VOCAB tokens, Qwen's control tokens among them."""
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
@@ -141,12 +141,6 @@ def _tokenizer(bpe: models.BPE) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def train_tokenizer(corpus: Corpus) -> Tokenizer:
-    """Return a byte-level BPE of N_VOCAB tokens, Qwen's control tokens among them."""
-    tokenizer = _tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=N_VOCAB - len(CONTROLS) - len(MARKERS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -155,7 +149,7 @@ def train_tokenizer(corpus: Corpus) -> Tokenizer:
     talker = Talker(corpus, seed=0)
     texts = (text for talk in talker.epoch() for text, _ in talk)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(_SPECIAL)
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)])
     assert tokenizer.get_vocab_size() == N_VOCAB, "the text has too few different words for so many tokens"
     return tokenizer
 
@@ -243,19 +237,6 @@ def _groups(model: Model) -> list[dict[str, object]]:
     return [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
 
 
-def read_gguf(path: Path, model: Model) -> Tokenizer:
-    """Put the weights of a file that `write_gguf` wrote into a model, and return its tokenizer."""
-    reader = gguf.GGUFReader(path)
-    tokens, merges = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = _tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
-    tokenizer.add_special_tokens(_SPECIAL)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    read = {one.name: gguf.quants.dequantize(one.data, one.tensor_type).copy() for one in reader.tensors}
-    model.load_state_dict({name: torch.from_numpy(read[name]).view(shape) for name, shape in shapes.items()})
-    return tokenizer
-
-
 def write_gguf(model: Model, tokenizer: Tokenizer, path: Path) -> None:
     """Write the model with matrices as Q8_0 and norms as F32."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,14 +290,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=N_STEPS)
     parser.add_argument("--rate", type=float, default=_RATE, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--go-on-with", type=Path, help="begin with the weights of this file")
     parser.add_argument("--to", type=Path, default=TARGET)
     options = parser.parse_args()
     corpus = load_corpus()
     torch.manual_seed(options.seed)
     model = Model(Shape())
-    before = options.go_on_with
-    tokenizer = read_gguf(before, model) if before else train_tokenizer(corpus)
+    tokenizer = train_tokenizer(corpus)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
     for _ in train(model, tokenizer, corpus, Plan(options.steps, options.rate, options.seed)):

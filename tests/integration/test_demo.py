@@ -38,7 +38,7 @@ async def test_it_knows_wordings_that_it_has_never_seen(checking: dict[str, Any]
         text.rpartition("</think>")[2].strip() == one.answer
         for one, (text, _) in zip(questions, told, strict=True)
     ]
-    assert sum(right) >= (0.55 if think else 0.8) * len(right)
+    assert sum(right) >= (0.7 if think else 0.87) * len(right)
     assert sum(reason == "eos" for _, reason in told) >= 0.98 * len(told)
     thinks = sum(
         bool(text.partition("</think>")[0].replace("<think>", "").strip())
