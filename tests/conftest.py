@@ -37,6 +37,7 @@ def no_worker_left() -> Iterator[None]:
     left = psutil.Process().children(recursive=True)
     for process in left:
         process.kill()
+    psutil.wait_procs(left, timeout=5)  # else a zombie is left behind for every test that follows
     assert not left, f"processes left behind: {left}"
 
 
