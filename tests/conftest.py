@@ -12,8 +12,9 @@ import pytest
 
 from tests.support.tiny import write_model
 
-# Under nohup it is ignored, and whatever the tests start would inherit that.
+# Under nohup or in the background of a script these are ignored, and whatever we start would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
