@@ -288,7 +288,7 @@ def _chunk(start: int, n_pending: int, room: int) -> int:
     """Return how many of a prompt's pending tokens to read next, at most `room`, from position `start` on.
 
     A chunk ends where the cell padding does, when that costs no further chunk: behind a short cached prefix
-    each chunk would else look over up to 255 cells that hold nothing, 3 % of the time.
+    each chunk would else look over up to 255 cells that hold nothing (2,012 tokens behind 24: 1.4 % slower).
     """
     n_rows = min(room, n_pending)
     aligned = n_rows - (start + n_rows) % _CELL_PADDING
