@@ -1,4 +1,4 @@
-"""Asks the built-in demo the held-out wordings of its questions, through edgeqwen's own engine.
+"""Asks the built-in demo wordings that it was not trained on, through edgeqwen's own engine.
 
     python scripts/check_demo_model.py [FILE] [--think]
 
@@ -47,29 +47,37 @@ async def ask(file: Path, questions: Sequence[Question], *, think: bool) -> list
     return told
 
 
+def judge(questions: Sequence[Question], told: Sequence[tuple[str, str]], *, think: bool) -> dict[str, int]:
+    """Count answers that are right, ended by themselves and thought as told; name the wrong ones."""
+    n_right = n_ended = n_obeyed = 0
+    for question, (text, reason) in zip(questions, told, strict=True):
+        thinking, _, said = text.rpartition("</think>")
+        n_ended += reason == "eos"
+        n_obeyed += bool(thinking.replace("<think>", "").strip()) == think
+        if said.strip() == question.answer:
+            n_right += 1
+        else:
+            wanted = question.answer[:100]
+            print(f"? {question.text}\n  {said.strip()[:110]}\n  instead of: {wanted}", file=sys.stderr)
+    return {"asked": len(questions), "right": n_right, "ended": n_ended, "obeyed": n_obeyed}
+
+
 def main() -> int:
     """Ask, report and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, nargs="?", default=SHIPPED)
     parser.add_argument("--think", action="store_true", help="let it think first")
     options = parser.parse_args()
-    questions = load_corpus().held_out
-    told = asyncio.run(ask(options.file.absolute(), questions, think=options.think))
-    n_right = n_ended = n_thought = 0
-    for question, (text, reason) in zip(questions, told, strict=True):
-        thinking, _, said = text.rpartition("</think>")
-        n_ended += reason == "eos"
-        n_thought += bool(thinking.replace("<think>", "").strip())
-        if said.strip() == question.answer:
-            n_right += 1
-        else:
-            wanted = question.answer[:100]
-            print(f"? {question.text}\n  {said.strip()[:110]}\n  instead of: {wanted}", file=sys.stderr)
-    n_obeyed = n_thought if options.think else len(questions) - n_thought
-    share = n_right / len(questions)
-    figures = {"asked": len(questions), "right": n_right, "share": round(share, 4), "ended": n_ended}
-    print(json.dumps({**figures, "obeyed": n_obeyed, "bytes": options.file.stat().st_size}))
-    is_well = share >= _BAR and min(n_ended, n_obeyed) >= _DISCIPLINE * len(questions)
+    corpus, file = load_corpus(), options.file.absolute()
+    figures = {}
+    for name, questions in (("held_out", corpus.held_out), ("by_strangers", corpus.by_strangers)):
+        told = asyncio.run(ask(file, questions, think=options.think))
+        figures[name] = judge(questions, told, think=options.think)
+    print(json.dumps({**figures, "bytes": file.stat().st_size}))
+    is_well = all(
+        one["right"] >= _BAR * one["asked"] and min(one["ended"], one["obeyed"]) >= _DISCIPLINE * one["asked"]
+        for one in figures.values()
+    )
     return 0 if is_well else 1
 
 

@@ -1,7 +1,7 @@
 """Trains the built-in demo model from the text in scripts/demo and writes it as a GGUF file.
 
     pip install torch==2.13.0 tokenizers gguf
-    python scripts/train_demo_model.py [--steps N] [--rate R] [--seed 1] [--to FILE]
+    python scripts/train_demo_model.py [--steps N] [--seed 1] [--to FILE]
 
 A Qwen3 of 3.7 million parameters, from nothing, on the CPU; under two hours on two cores. The same seed,
 steps, versions and machine give the same model. scripts/check_demo_model.py asks it what it has never seen.
@@ -194,10 +194,9 @@ def _padded(group: list[Sample]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to learn."""
+    """How long to learn, and in which order."""
 
     n_steps: int
-    rate: float
     seed: int
 
 
@@ -207,12 +206,12 @@ def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, plan: Plan) -> Ite
     The learning rate rises to its full height, then falls along a cosine.
     """
     n_steps = plan.n_steps
-    optimizer = torch.optim.AdamW(_groups(model), lr=plan.rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(_groups(model), lr=_RATE, betas=(0.9, 0.95))
     started, told = time.monotonic(), 0.0
     endless = batches(tokenizer, Talker(corpus, plan.seed), model.shape.context)
     for step, (inputs, targets) in zip(range(1, n_steps + 1), endless, strict=False):
         fall = 0.02 + 0.98 * (1 + math.cos(math.pi * step / n_steps)) / 2
-        rate = plan.rate * min(1.0, step / _WARMUP) * fall
+        rate = _RATE * min(1.0, step / _WARMUP) * fall
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -288,7 +287,6 @@ def main() -> None:
     """Train and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=N_STEPS)
-    parser.add_argument("--rate", type=float, default=_RATE, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--to", type=Path, default=TARGET)
     options = parser.parse_args()
@@ -298,7 +296,7 @@ def main() -> None:
     tokenizer = train_tokenizer(corpus)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
-    for _ in train(model, tokenizer, corpus, Plan(options.steps, options.rate, options.seed)):
+    for _ in train(model, tokenizer, corpus, Plan(options.steps, options.seed)):
         write_gguf(model, tokenizer, options.to)
     write_gguf(model, tokenizer, options.to)
     print(options.to)

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent
 FILES = ("using", "concepts", "talk", "unknown", "languages")
@@ -77,6 +77,8 @@ class Corpus:
     """What it is trained on."""
     held_out: tuple[Question, ...]
     """Other wordings of the same questions, by which it is judged."""
+    by_strangers: tuple[Question, ...]
+    """Wordings by somebody who saw the answers and no other wording: the harder judgement."""
     tools: tuple[dict[str, object], ...]
 
 
@@ -85,11 +87,14 @@ def load_corpus() -> Corpus:
     topics = [topic for name in FILES for topic in _read(name)["topic"]]
     asked = [one for topic in topics for one in _questions(topic, "ask")]
     held_out = [one for topic in topics for one in _questions(topic, "held_out")]
-    sums = list(_sums())
-    return Corpus((*asked, *sums), tuple(held_out), tuple(_read("tools")["tool"]))
+    by_name = {topic["name"]: topic for topic in topics}
+    strange = [
+        one for name, ask in _read("strangers").items() for one in _questions(by_name[name] | ask, "ask")
+    ]
+    return Corpus((*asked, *_sums()), tuple(held_out), tuple(strange), tuple(_read("tools")["tool"]))
 
 
-def _read(name: str) -> dict[str, list[dict[str, object]]]:
+def _read(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
 
 
@@ -119,9 +124,7 @@ class Wordings:
 
     def __init__(self, chance: random.Random) -> None:
         self._random = chance
-        read: dict[str, list[list[str]]] = tomllib.loads(
-            (FOLDER / "wordings.toml").read_text(encoding="utf-8")
-        )
+        read = _read("wordings")
         self._frames = [(_pattern(frame), frames) for frames in read["frames"] for frame in frames]
         self._same: dict[str, list[str]] = {}
         for words in read["same"]:
@@ -206,8 +209,10 @@ class Talker:
 
     def _worded(self, text: str) -> str:
         """Return a question in other words, but not in those of a question that is held out."""
-        other = self._typed(self._wordings.other(text) if text.isascii() else text)
-        return text if _bare(other) in self._held_out else other
+        other = self._wordings.other(text) if text.isascii() else text
+        # Looked at before typing, too: behind a "please" or with a slip it would be taught all the same.
+        typed = self._typed(text if _bare(other) in self._held_out else other)
+        return text if _bare(typed) in self._held_out else typed
 
     def _typed(self, text: str) -> str:
         """Return a question as somebody in a hurry types it."""
