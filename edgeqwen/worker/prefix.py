@@ -13,7 +13,7 @@ from typing import NamedTuple
 from edgeqwen.worker.engine import Engine
 from edgeqwen.worker.saved import SavedStates, State, common_prefix
 
-_WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
+WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
 _WORTH_SAVING = 128  # tokens; fewer are read as fast as a file is
 _MAX_CHECKPOINTS = 8
 _NEEDLE = 16  # tokens by which a shifted stretch is found again
@@ -78,7 +78,7 @@ class PrefixCache:
             return Place(target, n_saved, is_restored=True)
         if target is not best:
             self._leave(target)
-            if n_best >= _WORTH_COPYING:
+            if n_best >= WORTH_COPYING:
                 self._engine.copy(best.index, target.index)
                 target.tokens, target.checkpoints = list(best.tokens), dict(best.checkpoints)
                 target.n_pure = best.n_pure

@@ -15,7 +15,7 @@ from edgeqwen.engine.protocol import Event, Failed, Finished, Generate, Prefill,
 from edgeqwen.errors import EdgeQwenError, EngineBusy
 from edgeqwen.worker.engine import Decoded, Engine, Row
 from edgeqwen.worker.jobs import Acceptor, Job
-from edgeqwen.worker.prefix import CachedSequence, PrefixCache
+from edgeqwen.worker.prefix import WORTH_COPYING, CachedSequence, PrefixCache
 from edgeqwen.worker.saved import SavedStates, common_prefix
 from edgeqwen.worker.thinking import CLOSING
 
@@ -23,7 +23,6 @@ MAX_QUEUE = 64
 _SHARED_CHUNK = 128  # tokens of prompts per step while others answer: they wait for no more than that
 _CELL_PADDING = 256  # llama.cpp rounds the cells that attention looks over up to this
 _PENALTY_WINDOW = 64
-_WORTH_WAITING = 32  # tokens that another slot reads anyway
 
 
 @dataclass(eq=False)
@@ -146,7 +145,7 @@ class Scheduler:
         """Say whether another slot reads much of this prompt right now: it is copied when that is done."""
         known = max(common_prefix(slot.tokens, prompt) for slot in self._slots)
         reading = (slot for slot in self._slots if slot.job and slot.job.first_at is None)
-        return any(common_prefix(slot.goal, prompt) >= known + _WORTH_WAITING for slot in reading)
+        return any(common_prefix(slot.goal, prompt) >= known + WORTH_COPYING for slot in reading)
 
     def _start(self, job: Job, idle: list[Slot]) -> Started:
         job.started_at = self._clock()
