@@ -39,7 +39,7 @@ _LITTLE_WORDS = (
     " there please what how which tell about"
 )
 _LITTLE = frozenset(_LITTLE_WORDS.split())
-_CUT_SHARE, _CUT_WORDS = 0.5, 10
+_CUT_SHARE, _CUT_WORDS = 0.7, 10
 _FRAME_SHARE, _WORD_SHARE = 0.35, 0.4
 _NOTHING = "<think>\n\n</think>\n\n"
 _SUMS = (
@@ -84,14 +84,19 @@ class Corpus:
 
 def load_corpus() -> Corpus:
     """Read all files."""
-    topics = [topic for name in FILES for topic in _read(name)["topic"]]
-    asked = [one for topic in topics for one in _questions(topic, "ask")]
-    held_out = [one for topic in topics for one in _questions(topic, "held_out")]
-    by_name = {topic["name"]: topic for topic in topics}
-    strange = [
-        one for name, ask in _read("strangers").items() for one in _questions(by_name[name] | ask, "ask")
-    ]
-    return Corpus((*asked, *_sums()), tuple(held_out), tuple(strange), tuple(_read("tools")["tool"]))
+    topics = {topic["name"]: topic for name in FILES for topic in _read(name)["topic"]}
+
+    def by_others(file: str) -> list[Question]:
+        return [one for name, ask in _read(file).items() for one in _questions(topics[name] | ask, "ask")]
+
+    asked = [one for topic in topics.values() for one in _questions(topic, "ask")]
+    held_out = [one for topic in topics.values() for one in _questions(topic, "held_out")]
+    return Corpus(
+        asked=(*asked, *by_others("asked"), *_sums()),
+        held_out=tuple(held_out),
+        by_strangers=tuple(by_others("strangers")),
+        tools=tuple(_read("tools")["tool"]),
+    )
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -167,7 +172,7 @@ class Talker:
 
     def __init__(self, corpus: Corpus, seed: int) -> None:
         self._corpus, self._random = corpus, random.Random(seed)
-        self._held_out = {_bare(question.text) for question in corpus.held_out}
+        self._held_out = {_bare(question.text) for question in (*corpus.held_out, *corpus.by_strangers)}
         self._wordings = Wordings(self._random)
 
     def epoch(self) -> Iterator[list[tuple[str, bool]]]:
