@@ -31,14 +31,17 @@ def test_it_answers_without_a_download_and_without_a_network(home: Path) -> None
 
 
 @pytest.mark.parametrize("think", [False, True])
-async def test_it_knows_wordings_that_it_has_never_seen(checking: dict[str, Any], think: bool) -> None:
-    questions = checking["load_corpus"]().held_out[::5]
+@pytest.mark.parametrize(("whose", "bars"), [("held_out", (0.88, 0.72)), ("by_strangers", (0.82, 0.7))])
+async def test_it_knows_wordings_that_it_has_never_seen(
+    checking: dict[str, Any], whose: str, bars: tuple[float, float], think: bool
+) -> None:
+    questions = getattr(checking["load_corpus"](), whose)[::3]
     told = await checking["ask"](FILE, questions, think=think)
     right = [
         text.rpartition("</think>")[2].strip() == one.answer
         for one, (text, _) in zip(questions, told, strict=True)
     ]
-    assert sum(right) >= (0.7 if think else 0.87) * len(right)
+    assert sum(right) >= bars[think] * len(right)
     assert sum(reason == "eos" for _, reason in told) >= 0.98 * len(told)
     thinks = sum(
         bool(text.partition("</think>")[0].replace("<think>", "").strip())
