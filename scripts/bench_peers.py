@@ -188,7 +188,7 @@ def decode(bench: Bench) -> tuple[float, float]:
 
 
 def prefill(bench: Bench) -> tuple[float, float]:
-    """Tokens per second of a prompt of 2,048 tokens, all of them read; llama-bench pp2048."""
+    """Tokens per second of a prompt of 2,048 tokens, read but for the template's first three; llama-bench pp2048."""
 
     async def read(client: WorkerClient, system: str, text: str) -> Stats:
         messages = (ChatMessage(role="system", content=system), ChatMessage(role="user", content=text))
@@ -203,7 +203,7 @@ def prefill(bench: Bench) -> tuple[float, float]:
             # As llama-bench does before it measures: the memory is there, and the pages of the file.
             warmed = await read(client, "First.", _SENTENCE * 119)
             n_missing = 2048 - warmed.prompt_tokens
-            # Another beginning, as nothing is to come from the cache.
+            # Another beginning, as nothing more than the template's head is to come from the cache.
             stats = await read(client, "Second.", _SENTENCE * 119 + "one " * n_missing)
             return stats.prefill_tps or 0.0
 

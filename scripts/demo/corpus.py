@@ -78,7 +78,7 @@ class Corpus:
     held_out: tuple[Question, ...]
     """Other wordings of the same questions, by which it is judged."""
     by_strangers: tuple[Question, ...]
-    """Wordings by somebody who saw the answers and no other wording: the harder judgement."""
+    """Wordings by two who saw the answers and no other wording: the harder judgement."""
     tools: tuple[dict[str, object], ...]
 
 
