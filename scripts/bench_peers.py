@@ -188,7 +188,7 @@ def decode(bench: Bench) -> tuple[float, float]:
 
 
 def prefill(bench: Bench) -> tuple[float, float]:
-    """Tokens per second of a prompt of 2,048 tokens, read but for the template's first three; llama-bench pp2048."""
+    """Tokens per second of a prompt of 2,048 tokens, 3 of them cached; llama-bench pp2048."""
 
     async def read(client: WorkerClient, system: str, text: str) -> Stats:
         messages = (ChatMessage(role="system", content=system), ChatMessage(role="user", content=text))
