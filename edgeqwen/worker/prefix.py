@@ -13,7 +13,7 @@ from typing import NamedTuple
 from edgeqwen.worker.engine import Engine
 from edgeqwen.worker.saved import SavedStates, State, common_prefix
 
-WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
+_WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
 _WORTH_SAVING = 128  # tokens; fewer are read as fast as a file is
 _MAX_CHECKPOINTS = 8
 _NEEDLE = 16  # tokens by which a shifted stretch is found again
@@ -78,7 +78,7 @@ class PrefixCache:
             return Place(target, n_saved, is_restored=True)
         if target is not best:
             self._leave(target)
-            if n_best >= WORTH_COPYING:
+            if n_best >= _WORTH_COPYING:
                 self._engine.copy(best.index, target.index)
                 target.tokens, target.checkpoints = list(best.tokens), dict(best.checkpoints)
                 target.n_pure = best.n_pure
@@ -87,6 +87,12 @@ class PrefixCache:
             self._leave(target)
         self.cut(target, usable(target))
         return Place(target, len(target.tokens))
+
+    def gains_from(self, prompt: list[int], goal: list[int], checkpoints: Collection[int]) -> bool:
+        """Say whether a sequence that is to hold `goal` will give a prompt much more than any does now."""
+        limit = len(prompt) - 1
+        known = max(self._usable(one.tokens, one.checkpoints, prompt, limit) for one in self._all)
+        return self._usable(goal, checkpoints, prompt, limit) >= known + _WORTH_COPYING
 
     def cut(self, sequence: CachedSequence, length: int) -> None:
         """Forget everything from `length` on, or from the last checkpoint before it."""

@@ -15,8 +15,8 @@ from edgeqwen.engine.protocol import Event, Failed, Finished, Generate, Prefill,
 from edgeqwen.errors import EdgeQwenError, EngineBusy
 from edgeqwen.worker.engine import Decoded, Engine, Row
 from edgeqwen.worker.jobs import Acceptor, Job
-from edgeqwen.worker.prefix import WORTH_COPYING, CachedSequence, PrefixCache
-from edgeqwen.worker.saved import SavedStates, common_prefix
+from edgeqwen.worker.prefix import CachedSequence, PrefixCache
+from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.thinking import CLOSING
 
 MAX_QUEUE = 64
@@ -132,20 +132,30 @@ class Scheduler:
         self._prefix.close()
 
     def _admit(self) -> list[Event]:
-        """Give waiting requests to idle slots, first come first served."""
+        """Give waiting requests to idle slots, first come first served.
+
+        Who waits for what another slot reads keeps an idle slot free; those behind it may take the others.
+        """
         events: list[Event] = []
-        while self._queue:
+        n_kept = 0
+        for job in tuple(self._queue):
             idle = [slot for slot in self._slots if slot.job is None]
-            if not idle or self._is_being_read(self._queue[0].prompt):
+            if len(idle) <= n_kept:
                 break
-            events.append(self._start(self._queue.popleft(), idle))
+            if self._is_being_read(job.prompt):
+                n_kept += 1
+            else:
+                self._queue.remove(job)
+                events.append(self._start(job, idle))
         return events
 
     def _is_being_read(self, prompt: list[int]) -> bool:
         """Say whether another slot reads much of this prompt right now: it is copied when that is done."""
-        known = max(common_prefix(slot.tokens, prompt) for slot in self._slots)
-        reading = (slot for slot in self._slots if slot.job and slot.job.first_at is None)
-        return any(common_prefix(slot.goal, prompt) >= known + WORTH_COPYING for slot in reading)
+        return any(
+            self._prefix.gains_from(prompt, slot.goal, slot.job.checkpoints | slot.checkpoints.keys())
+            for slot in self._slots
+            if slot.job and slot.job.first_at is None and slot.n_pure is None
+        )
 
     def _start(self, job: Job, idle: list[Slot]) -> Started:
         job.started_at = self._clock()

@@ -271,6 +271,25 @@ def test_a_prompt_that_another_slot_reads_is_copied(make: Make, shared: str) -> 
     assert min(cached[1:]) >= len(shared)
 
 
+def test_who_waits_for_a_beginning_holds_up_nobody_behind(make: Make) -> None:
+    scheduler, _ = make(pieces=["a"] * 20, n_slots=3, n_ctx=1024, n_batch=64)
+    shared = "a beginning of many tokens " * 8
+    for number, text in enumerate((shared + "1", shared + "2", "something else"), 1):
+        scheduler.submit(request(number, text))
+    started = [event.id for event in scheduler.step() if isinstance(event, Started)]
+    assert started == [1, 3]
+    started += [event.id for event in run(scheduler) if isinstance(event, Started)]
+    assert started == [1, 3, 2]
+
+
+def test_who_waits_for_a_beginning_keeps_its_slot(make: Make) -> None:
+    scheduler, _ = make(pieces=["a"] * 20, n_slots=2, n_ctx=1024, n_batch=64)
+    shared = "a beginning of many tokens " * 8
+    for number, text in enumerate((shared + "1", shared + "2", "something else"), 1):
+        scheduler.submit(request(number, text))
+    assert [event.id for event in run(scheduler) if isinstance(event, Started)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(("n_more", "ends"), [(1500, [512, 1024]), (1520, [536, 1048])])
 def test_chunks_end_where_the_cells_are_padded_if_that_costs_no_chunk(
     make: Make, n_more: int, ends: list[int]
