@@ -30,25 +30,24 @@ def test_it_answers_without_a_download_and_without_a_network(home: Path) -> None
     assert not (home / "data" / "models").exists(), "nothing is installed by it"
 
 
-@pytest.mark.parametrize("think", [False, True])
-@pytest.mark.parametrize(("whose", "bars"), [("held_out", (0.88, 0.72)), ("by_strangers", (0.82, 0.7))])
+@pytest.mark.parametrize(
+    ("whose", "each", "think", "bar"),
+    [
+        ("held_out", 5, False, 0.88),
+        ("held_out", 5, True, 0.72),
+        ("by_strangers", 3, False, 0.82),
+        ("by_strangers", 3, True, 0.7),
+    ],
+)
 async def test_it_knows_wordings_that_it_has_never_seen(
-    checking: dict[str, Any], whose: str, bars: tuple[float, float], think: bool
+    checking: dict[str, Any], whose: str, each: int, think: bool, bar: float
 ) -> None:
-    questions = getattr(checking["load_corpus"](), whose)[::3]
+    questions = getattr(checking["load_corpus"](), whose)[::each]
     told = await checking["ask"](FILE, questions, think=think)
-    right = [
-        text.rpartition("</think>")[2].strip() == one.answer
-        for one, (text, _) in zip(questions, told, strict=True)
-    ]
-    assert sum(right) >= bars[think] * len(right)
-    assert sum(reason == "eos" for _, reason in told) >= 0.98 * len(told)
-    thinks = sum(
-        bool(text.partition("</think>")[0].replace("<think>", "").strip())
-        for text, _ in told
-        if "</think>" in text
-    )
-    assert thinks >= 0.95 * len(told) if think else thinks == 0
+    figures = checking["judge"](questions, told, think=think)
+    assert figures["right"] >= bar * len(told)
+    assert figures["ended"] >= 0.98 * len(told)
+    assert figures["obeyed"] >= (0.95 if think else 1) * len(told)
 
 
 def test_thinking_can_be_switched_off_in_the_message(home: Path) -> None:
