@@ -34,6 +34,11 @@ _BEFORE = (
     "sorry,",
 )
 _AFTER = ("please", "thanks", "please?", "thank you", "??", "!")
+_WORDS = re.compile(r"[\w+*/=-]+")
+_POLITE = re.compile(
+    r"^(?:(?:please|hey|hello|hi|tell me|quick question|one more thing|ok|so|sorry) )+"
+    r"|(?: (?:please|thanks|thank you))+$"
+)
 _LITTLE_WORDS = (
     "a an the is are was do does did can could would should will to of in on for with my me i it that this"
     " there please what how which tell about"
@@ -81,6 +86,11 @@ class Corpus:
     """Wordings by two who saw the answers and no other wording: the harder judgement."""
     tools: tuple[dict[str, object], ...]
 
+    @property
+    def judged_by(self) -> set[str]:
+        """The bare words of all that it must never be taught."""
+        return {bare(question.text) for question in (*self.held_out, *self.by_strangers)}
+
 
 def load_corpus() -> Corpus:
     """Read all files."""
@@ -91,12 +101,15 @@ def load_corpus() -> Corpus:
 
     asked = [one for topic in topics.values() for one in _questions(topic, "ask")]
     held_out = [one for topic in topics.values() for one in _questions(topic, "held_out")]
-    return Corpus(
+    corpus = Corpus(
         asked=(*asked, *by_others("asked"), *_sums()),
         held_out=tuple(held_out),
         by_strangers=tuple(by_others("strangers")),
         tools=tuple(_read("tools")["tool"]),
     )
+    both = corpus.judged_by & {bare(question.text) for question in corpus.asked}
+    assert not both, f"taught, and judged by: {sorted(both)}"
+    return corpus
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -120,8 +133,10 @@ def _sums() -> Iterator[Question]:
                     yield Question(text, f"{a} {sign} {b} = {result}.", f"This is a sum: {a} {sign} {b}.")
 
 
-def _bare(text: str) -> str:
-    return text.lower().strip(" ?.!")
+def bare(text: str) -> str:
+    """Return the words alone: what differs in case, punctuation or politeness is the same question."""
+    words = " ".join(_WORDS.findall(text.lower()))
+    return _POLITE.sub("", words) or words
 
 
 class Wordings:
@@ -172,7 +187,7 @@ class Talker:
 
     def __init__(self, corpus: Corpus, seed: int) -> None:
         self._corpus, self._random = corpus, random.Random(seed)
-        self._held_out = {_bare(question.text) for question in (*corpus.held_out, *corpus.by_strangers)}
+        self._judged_by = corpus.judged_by
         self._wordings = Wordings(self._random)
 
     def epoch(self) -> Iterator[list[tuple[str, bool]]]:
@@ -189,7 +204,7 @@ class Talker:
                 yield self._tool_call()
 
     def _conversation(self, questions: list[Question]) -> list[tuple[str, bool]]:
-        mode = self._random.choices(("chat", "think", "told"), (62, 28, 10))[0]
+        mode = self._random.choices(("chat", "think", "told"), (48, 42, 10))[0]
         parts: list[tuple[str, bool]] = []
         if self._random.random() < 0.25:
             parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
@@ -213,33 +228,27 @@ class Talker:
         return [*before, (" ".join(words[:_CUT_WORDS]), True)] if len(words) > _CUT_WORDS else parts
 
     def _worded(self, text: str) -> str:
-        """Return a question in other words, but not in those of a question that is held out."""
-        other = self._wordings.other(text) if text.isascii() else text
-        # Looked at before typing, too: behind a "please" or with a slip it would be taught all the same.
-        typed = self._typed(text if _bare(other) in self._held_out else other)
-        return text if _bare(typed) in self._held_out else typed
-
-    def _typed(self, text: str) -> str:
-        """Return a question as somebody in a hurry types it."""
-        pick = self._random.random
-        if pick() < 0.3:
-            text = text.lower()
-        if pick() < 0.3:
-            text = text.rstrip("?.!")
-        if text.isascii() and len(text) > 12:
-            if pick() < 0.2:
-                text = self._shortened(text)
-            if pick() < 0.1:
-                text = self._shuffled(text)
-            if pick() < 0.12:
-                text = f"{self._random.choice(_BEFORE)} {text[0].lower()}{text[1:]}"
-            if pick() < 0.08:
-                text = f"{text} {self._random.choice(_AFTER)}"
-            if pick() < 0.1:
-                text = self._mistyped(text)
-            if pick() < 0.05:
-                text = text[0].upper() + text[1:]
+        """Return a question in other words and as one in a hurry types it, but never as one to judge by."""
+        is_long = text.isascii() and len(text) > 12
+        steps = (
+            (1.0 if text.isascii() else 0.0, self._wordings.other),
+            (0.3, str.lower),
+            (0.3, lambda one: one.rstrip("?.!")),
+            (0.2 if is_long else 0.0, self._shortened),
+            (0.1 if is_long else 0.0, self._shuffled),
+            (0.12 if is_long else 0.0, self._led_up_to),
+            (0.08 if is_long else 0.0, lambda one: f"{one} {self._random.choice(_AFTER)}"),
+            (0.1 if is_long else 0.0, self._mistyped),
+            (0.05 if is_long else 0.0, lambda one: one[0].upper() + one[1:]),
+        )
+        for share, step in steps:
+            # Looked at after each: behind the next slip one that is held out would be taught all the same.
+            if self._random.random() < share and bare(other := step(text)) not in self._judged_by:
+                text = other
         return text
+
+    def _led_up_to(self, text: str) -> str:
+        return f"{self._random.choice(_BEFORE)} {text[0].lower()}{text[1:]}"
 
     def _shortened(self, text: str) -> str:
         """Leave out a word, or all that say little; a question keeps at least two words."""
