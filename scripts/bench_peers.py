@@ -3,9 +3,9 @@
     python scripts/bench_peers.py MODEL.gguf --peers FOLDER [--rounds N] [--only NAME...] [--threads N]
 
 FOLDER holds llama-bench and llama-server of the same llama.cpp commit. Medians of the rounds, and of the
-rounds' ratios. A table goes first, one JSON line comes last. Rates and times are those a front end sees, as
-text arrives; prefill alone is the engine's counter (tokens read by the seconds of reading them), as
-llama-bench's is.
+rounds' ratios, with the quartiles of those. A table goes first, one JSON line comes last. Rates and times are
+those a front end sees, as text arrives; prefill alone is the engine's counter (tokens read by the seconds of
+reading them), as llama-bench's is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -49,18 +49,11 @@ _NEXT = "And now say it in three words."
 _SHORT = "Count from 1 to 400 in words, one number per line. Do not stop early."
 _N_CTX = 4096
 # Answers that go on to their last token, so that all eight are there to the end.
-_EXPLAIN = "Explain in detail how {} works, step by step, in at least 500 words."
-_THINGS = (
-    "a camera",
-    "a bicycle",
-    "a lighthouse",
-    "a telephone",
-    "a volcano",
-    "a ship",
-    "a clock",
-    "a plane",
-)
-_PARALLEL, _PARALLEL_CTX, _PARALLEL_TOKENS = len(_THINGS), 1024, 128
+_QUESTIONS = [
+    f"Explain in detail how a {thing} works, step by step, in at least 500 words."
+    for thing in ("camera", "bicycle", "lighthouse", "telephone", "volcano", "ship", "clock", "plane")
+]
+_PARALLEL, _PARALLEL_CTX, _PARALLEL_TOKENS = len(_QUESTIONS), 1024, 128
 
 
 @dataclass(frozen=True)
@@ -184,7 +177,7 @@ def decode(bench: Bench) -> tuple[float, float]:
             await ask(client, [("user", "Say hi.")], 16)  # llama-bench warms up before it measures, too
             return (await ask(client, [("user", _SHORT)], 128)).rate
 
-    return asyncio.run(ours()), _llama_bench(bench, "-p", "0", "-n", "128")
+    return _between(ours, bench, "-p", "0", "-n", "128")
 
 
 def prefill(bench: Bench) -> tuple[float, float]:
@@ -205,9 +198,10 @@ def prefill(bench: Bench) -> tuple[float, float]:
             n_missing = 2048 - warmed.prompt_tokens
             # Another beginning, as nothing more than the template's head is to come from the cache.
             stats = await read(client, "Second.", _SENTENCE * 119 + "one " * n_missing)
+            assert stats.prompt_tokens == 2048, f"{stats.prompt_tokens} tokens: not what llama-bench reads"
             return stats.prefill_tps or 0.0
 
-    return asyncio.run(ours()), _llama_bench(bench, "-p", "2048", "-n", "0")
+    return _between(ours, bench, "-p", "2048", "-n", "0")
 
 
 def second_turn(bench: Bench) -> tuple[float, float]:
@@ -243,31 +237,29 @@ def restart(bench: Bench) -> tuple[float, float]:
 
 def parallel(bench: Bench) -> tuple[float, float]:
     """Tokens per second of 8 requests at once, all together; llama-server -np 8."""
-    questions = [_EXPLAIN.format(thing) for thing in _THINGS]
 
     async def ours() -> float:
         async with bench.worker(n_slots=_PARALLEL, n_ctx=_PARALLEL_CTX) as client:
             start = time.perf_counter()
             told = await asyncio.gather(
-                *(ask(client, [("user", question)], _PARALLEL_TOKENS) for question in questions)
+                *(ask(client, [("user", question)], _PARALLEL_TOKENS) for question in _QUESTIONS)
             )
             return sum(one.n_tokens for one in told) / (time.perf_counter() - start)
 
     with bench.server(_PARALLEL, _PARALLEL_CTX) as server, ThreadPoolExecutor(_PARALLEL) as pool:
         start = time.perf_counter()
-        told = pool.map(lambda question: server.ask([("user", question)], _PARALLEL_TOKENS), questions)
+        told = pool.map(lambda question: server.ask([("user", question)], _PARALLEL_TOKENS), _QUESTIONS)
         theirs = sum(one.n_tokens for one in told) / (time.perf_counter() - start)
     return asyncio.run(ours()), theirs
 
 
 def one_by_one(bench: Bench) -> tuple[float, float]:
     """Tokens per second of 8 requests at once; ours, one after another."""
-    questions = [_EXPLAIN.format(thing) for thing in _THINGS]
 
     async def ours(n_slots: int) -> float:
         async with bench.worker(n_slots=n_slots, n_ctx=_PARALLEL_CTX) as client:
             start = time.perf_counter()
-            asking = [ask(client, [("user", question)], _PARALLEL_TOKENS) for question in questions]
+            asking = [ask(client, [("user", question)], _PARALLEL_TOKENS) for question in _QUESTIONS]
             told = await asyncio.gather(*asking) if n_slots > 1 else [await one for one in asking]
             return sum(one.n_tokens for one in told) / (time.perf_counter() - start)
 
@@ -343,15 +335,17 @@ def main() -> int:
             pairs = [row.measure(bench) for _ in range(options.rounds)]
             ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
             # The ratio of each round: what slows the machine for a while slows both.
-            ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
+            ratios = [pair[0] / pair[1] for pair in pairs]
+            low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
             met = ratio >= row.bar if row.at_least else ratio <= row.bar
             rows.append(
-                {"name": name, "ours": ours, "theirs": theirs, "ratio": ratio, "bar": row.bar, "met": met}
-            )
+                {"name": name, "ours": ours, "theirs": theirs, "ratio": ratio, "quartiles": [low, high],
+                 "bar": row.bar, "met": met}
+            )  # fmt: skip
             sign = ">=" if row.at_least else "<="
             print(
                 f"| {row.what} | {ours:.3g} {row.unit} | {row.against}: {theirs:.3g} {row.unit} "
-                f"| {ratio:.2f} | {sign} {row.bar} | {'yes' if met else 'NO'} |",
+                f"| {ratio:.2f} ({low:.2f} to {high:.2f}) | {sign} {row.bar} | {'yes' if met else 'NO'} |",
                 flush=True,
             )
     report = {"model": options.model.name, "threads": options.threads, "machine": platform.processor() or
@@ -365,9 +359,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--peers", type=Path, required=True, help="folder with llama-bench and llama-server")
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="two or more")
     parser.add_argument("--only", nargs="*", choices=list(ROWS))
     return parser.parse_args()
+
+
+def _between(
+    ours: Callable[[], Coroutine[None, None, float]], bench: Bench, *arguments: str
+) -> tuple[float, float]:
+    """Measure ours between two runs of llama-bench: a machine that gets slower does so for both."""
+    before = _llama_bench(bench, *arguments)
+    return asyncio.run(ours()), (before + _llama_bench(bench, *arguments)) / 2
 
 
 def _llama_bench(bench: Bench, *arguments: str) -> float:
