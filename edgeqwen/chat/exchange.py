@@ -19,6 +19,7 @@ from edgeqwen.errors import InvalidInput
 from edgeqwen.text import clean
 
 _MAX_BYTES = 512 << 20
+_MOST_ID = 1 << 62  # SQLite counts in 64 bits, and the next id must fit
 _FORM = "edgeqwen-chat-1"
 _NAMES = {"system": "System", "user": "You", "assistant": "Answer", "tool": "Tool"}
 
@@ -88,7 +89,7 @@ def _ours(chat: dict[str, Any]) -> Conversation | None:
         raise InvalidInput(f"a chat in the file is not whole: {error}") from error
     messages: dict[int, Message] = {}
     for message in sorted(exported.messages, key=lambda message: message.id):
-        if message.id < 1 or message.parent not in (None, *messages):
+        if not 0 < message.id < _MOST_ID or message.parent not in (None, *messages):
             raise InvalidInput("a chat in the file is not whole: a message answers one that is not there")
         made = message.made and replace(message.made, model=clean(message.made.model))
         text, thinking = clean(message.text), clean(message.thinking)
@@ -105,7 +106,7 @@ def _chatgpt(chat: dict[str, Any]) -> Conversation | None:
     conversation = Conversation()
     numbers: dict[str, int | None] = {}
     waiting = [
-        key for key, node in nodes.items() if isinstance(node, dict) and node.get("parent") not in nodes
+        key for key, node in nodes.items() if isinstance(node, dict) and str(node.get("parent")) not in nodes
     ]
     while waiting:
         key = waiting.pop(0)

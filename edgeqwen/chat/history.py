@@ -29,31 +29,34 @@ CREATE TABLE chat (
   id INTEGER PRIMARY KEY, title TEXT NOT NULL, system TEXT NOT NULL, head INTEGER,
   created REAL NOT NULL, updated REAL NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, deleted REAL
 );
+
 CREATE INDEX chat_updated ON chat (pinned DESC, updated DESC);
+
 CREATE TABLE message (
   row INTEGER PRIMARY KEY, chat INTEGER NOT NULL REFERENCES chat ON DELETE CASCADE, id INTEGER NOT NULL,
   parent INTEGER, role TEXT NOT NULL, text TEXT NOT NULL, thinking TEXT NOT NULL, complete INTEGER NOT NULL,
   made TEXT, said REAL NOT NULL, UNIQUE (chat, id)
 );
+
 CREATE TABLE draft (
   chat INTEGER PRIMARY KEY REFERENCES chat ON DELETE CASCADE, id INTEGER NOT NULL, parent INTEGER,
   text TEXT NOT NULL, thinking TEXT NOT NULL, pid INTEGER NOT NULL
 );
+
 CREATE VIRTUAL TABLE words USING fts5(text, content='message', content_rowid='row', tokenize='trigram');
+
 CREATE TRIGGER message_added AFTER INSERT ON message BEGIN
   INSERT INTO words (rowid, text) VALUES (new.row, new.text);
 END;
+
 CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
   INSERT INTO words (words, rowid, text) VALUES ('delete', old.row, old.text);
 END;
-"""
+"""  # statements with empty lines between them
 _TITLE = 60  # characters
 _LOOK_THROUGH = 64 << 20  # bytes that are looked through in a moment
 _UNDO_S = 7 * 24 * 3600.0  # deleted chats can be brought back for so long
-_CODECS: tuple[msgspec.json.Encoder, msgspec.json.Decoder[Made]] = (
-    msgspec.json.Encoder(),
-    msgspec.json.Decoder(Made),
-)
+_ENCODER, _DECODER = msgspec.json.Encoder(), msgspec.json.Decoder(Made)
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,14 @@ class History:
         """
         with self._changing() as db:
             kept = {
-                id_: (parent, role, size)
-                for id_, parent, role, size in db.execute(
-                    "SELECT id, parent, role, length(text) FROM message WHERE chat = ?", (chat,)
+                id_: (parent, role, text)
+                for id_, parent, role, text in db.execute(
+                    "SELECT id, parent, role, text FROM message WHERE chat = ?", (chat,)
                 )
             }
             said = sorted(conversation.messages.items())
             clashes = any(
-                id_ in kept and kept[id_] != (one.parent, one.role, len(_storable(one.text)))
-                for id_, one in said
+                id_ in kept and kept[id_] != (one.parent, one.role, _storable(one.text)) for id_, one in said
             )
             if not clashes:
                 self._add(db, chat, conversation, [one for id_, one in said if id_ not in kept])
@@ -145,6 +147,8 @@ class History:
         """Save an answer as far as it has come; it follows the conversation's head."""
         pid = os.getpid()
         with self._changing() as db:
+            # Also the time by which another program judges whether this one still writes.
+            db.execute("UPDATE chat SET updated = ? WHERE id = ?", (self._clock(), chat))
             db.execute(
                 "INSERT OR REPLACE INTO draft (chat, id, parent, text, thinking, pid)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
@@ -247,7 +251,7 @@ class History:
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+                _make_tables(db)
             elif version == _VERSION:
                 db.execute("SELECT count(*) FROM chat, draft, message WHERE message.row < 0").fetchone()
                 self._check_pages(db)
@@ -295,7 +299,7 @@ class History:
                 journal.rename(aside.with_name(aside.name + suffix))
         self.notice = f"the chat history {why}; it is kept as {aside}, and a new one begins"
         fresh = self._connect()
-        fresh.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        _make_tables(fresh)
         return fresh
 
     def _end_drafts(self) -> None:
@@ -339,6 +343,16 @@ class History:
                 raise
 
 
+def _make_tables(db: sqlite3.Connection) -> None:
+    """Make the tables, unless another program that started at the same moment has done so meanwhile."""
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in _SCHEMA.split("\n\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+
+
 def _is_writing(pid: int, since: float) -> bool:
     """Say whether a draft's program still runs; a process that is younger than the draft is another one."""
     if pid == os.getpid():
@@ -361,7 +375,7 @@ def _storable(text: str) -> str:
 
 
 def _message_row(chat: int, message: Message, now: float) -> tuple[object, ...]:
-    made = _CODECS[0].encode(message.made).decode() if message.made else None
+    made = _ENCODER.encode(message.made).decode() if message.made else None
     return (
         chat, message.id, message.parent, message.role, _storable(message.text),
         _storable(message.thinking), message.is_complete, made, now,
@@ -371,7 +385,7 @@ def _message_row(chat: int, message: Message, now: float) -> tuple[object, ...]:
 def _message(row: Sequence[Any]) -> Message:
     id_, parent, role, text, thinking, complete, made = row
     try:
-        how = _CODECS[1].decode(made) if made else None
+        how = _DECODER.decode(made) if made else None
     except msgspec.DecodeError:
         how = None  # counters of an older version; the words are what matters
     return Message(id_, parent, role, text, thinking, bool(complete), how)

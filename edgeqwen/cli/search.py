@@ -68,7 +68,7 @@ def _from_hub(found: hub.Found, catalogue: Catalogue) -> list[dict[str, Any]]:
             "ref": f"hf:{found.repo}:{quant}",
             "size_bytes": sum(file.size for file in files),
             "sha256": [file.sha256 for file in files],
-            "is_in_catalogue": catalogue.recognise(files[0].size, files[0].sha256) is not None,
+            "is_in_catalogue": catalogue.recognise((f.size, f.sha256) for f in files) is not None,
             "downloads": found.downloads,
         }
         for quant, files in sorted(found.quants.items(), key=lambda item: sum(f.size for f in item[1]))

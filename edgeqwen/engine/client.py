@@ -222,7 +222,7 @@ def _new_log(folder: Path) -> Path:
     """Make a log file for one worker and drop the oldest of more than ten. Raises StoreError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        old = sorted(folder.glob("worker-*.log"), key=lambda path: path.stat().st_mtime)
+        old = sorted(folder.glob("worker-*.log"), key=_changed)
         for path in old[: max(0, len(old) - _KEPT_LOGS + 1)]:
             path.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=folder)
@@ -231,6 +231,13 @@ def _new_log(folder: Path) -> Path:
         raise StoreError(message, path=str(folder), cause="io") from error
     os.close(handle)
     return Path(name)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # another start has just dropped it
 
 
 def _tail(log: Path) -> tuple[str, ...]:

@@ -112,8 +112,7 @@ def _inspect(path: Path, catalogue: Catalogue, progress: Progress) -> _Found:
         raise InvalidInput(f"{path.name} has too long a name for a shard; at most {_LONGEST_STEM} characters")
     facts = read_model(paths)
     hashed = _hash(paths, progress)
-    hits = [catalogue.recognise(file.size, file.sha256) for file in hashed]
-    known = hits[0][:2] if hits[0] and all(hit and hit[1] is hits[0][1] for hit in hits) else None
+    known = catalogue.recognise((file.size, file.sha256) for file in hashed)
     if known:
         hashed = _catalogue_names(hashed, known[1].files)
     return _Found(paths, facts, hashed, known)

@@ -27,7 +27,7 @@ import msgspec
 
 from edgeqwen.errors import InvalidInput, StoreError
 from edgeqwen.models.catalogue import Catalogue
-from edgeqwen.models.digest import digest_of
+from edgeqwen.models.digest import digest_of, is_sha256
 from edgeqwen.models.facts import read_model
 from edgeqwen.models.install import (
     check_free_name,
@@ -52,7 +52,6 @@ _EXTRA_NAME = re.compile(
     r"licences/[a-z0-9][a-z0-9.-]{0,63}\.txt|app/install\.sh|app/wheels/[A-Za-z0-9][A-Za-z0-9._+-]{0,200}\.whl"
 )
 _SOURCE = re.compile(r"hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,8 @@ def _install_one(
 
 def _known_as(model: BundledModel, catalogue: Catalogue) -> str | None:
     """Return the catalogue's model of these very bytes."""
-    hits = [catalogue.recognise(file.size, file.sha256) for file in model.files]
-    refs = {hit[0].ref if hit else None for hit in hits}
-    return refs.pop() if len(refs) == 1 else None
+    known = catalogue.recognise((file.size, file.sha256) for file in model.files)
+    return known[0].ref if known else None
 
 
 def _held(part: Path) -> int:
@@ -339,7 +337,7 @@ def _check_manifest(manifest: BundleManifest) -> None:
     blobs = {blob.sha256: blob for blob in manifest.blobs}
     _check_parts(manifest)
     for blob in manifest.blobs:
-        if not _SHA256.fullmatch(blob.sha256) or not blob.parts or blob.size <= 0:
+        if not is_sha256(blob.sha256) or not blob.parts or blob.size <= 0:
             raise InvalidInput("the bundle's manifest names a part that no bundle has")
         if sum(part.size for part in blob.parts) != blob.size:
             raise InvalidInput("the sizes in the bundle's manifest do not add up")
@@ -364,7 +362,7 @@ def _check_parts(manifest: BundleManifest) -> None:
     ]
     matches += [(extra, _EXTRA_NAME.fullmatch(extra.name) is not None) for extra in manifest.extras]
     for part, is_named_well in matches:
-        if not is_named_well or not _SHA256.fullmatch(part.sha256) or part.size < 0:
+        if not is_named_well or not is_sha256(part.sha256) or part.size < 0:
             raise InvalidInput("the bundle's manifest names a part that no bundle has")
 
 

@@ -6,7 +6,7 @@ Knows nothing of what is installed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,9 +176,18 @@ class Catalogue:
                 for file in variant.files:
                     yield model, variant, file
 
-    def recognise(self, size: int, sha256: str) -> tuple[Model, Variant, CatalogueFile] | None:
-        """Return the catalogue's entry for these very bytes, if it has one."""
-        return next((hit for hit in self.files() if hit[2].sha256 == sha256 and hit[2].size == size), None)
+    def recognise(self, files: Iterable[tuple[int, str]]) -> tuple[Model, Variant] | None:
+        """Return the model and variant whose files these very bytes are, all of them: sizes and sha256."""
+        given = set(files)
+        return next(
+            (
+                (model, variant)
+                for model in self.models.values()
+                for variant in model.variants
+                if {(file.size, file.sha256) for file in variant.files} == given
+            ),
+            None,
+        )
 
 
 def load_catalogue(shipped: Path, user: Path) -> Catalogue:

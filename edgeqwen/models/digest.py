@@ -6,6 +6,7 @@ Pure but for `digest_of`, which reads a file. Knows no store and no network.
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,12 @@ from pathlib import Path
 CHUNK = 16 << 20
 """Bytes per entry of a chunk table."""
 _BLOCK = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(text: str) -> bool:
+    """Say whether a text is 64 lower-case hex digits, and so can name a file."""
+    return _SHA256.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)

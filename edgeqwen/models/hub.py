@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from edgeqwen.errors import DownloadError, EdgeQwenError, InvalidInput, NotFound
+from edgeqwen.models.digest import is_sha256
 from edgeqwen.models.facts import ARCHITECTURES
 from edgeqwen.models.ref import QUANT_IN_NAME, SHARD_IN_NAME, is_safe_file_name
 from edgeqwen.models.remote import Address, Refused, TryAgain, read_start
@@ -30,7 +31,6 @@ Quants = dict[str, tuple[Origin, ...]]
 _MAX_ANSWER = 8 << 20
 _TRIES = 3
 _LONGEST_WAIT_S = 60.0
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _NO_COMMIT = "0" * 40  # ModelScope names none: its addresses go by branch
@@ -202,7 +202,7 @@ def _by_quant(files: list[Origin]) -> Quants:
     """Sort a listing into models; names, sizes and hashes that are out of form are left out."""
     quants: dict[str, list[Origin]] = {}
     for file in files:
-        if is_safe_file_name(file.name) and _SHA256.fullmatch(file.sha256) and file.size > 0:
+        if is_safe_file_name(file.name) and is_sha256(file.sha256) and file.size > 0:
             quant = _quant(file.name)
             if quant:
                 quants.setdefault(quant, []).append(file)

@@ -42,9 +42,10 @@ def move(source: Store, target: Store, progress: Progress = lambda done, total: 
                     _move_entry(entry, source, target, part_of(progress, done, total))
                 done += entry.size
             for part in sorted(source.partial.glob("*.part")):
-                if not link(part, target.partial / part.name):
-                    _copy(part, target.partial / part.name, lambda held: None)
-                part.unlink()
+                with locked(target, part.stem):  # a pull may be at the same one
+                    if not link(part, target.partial / part.name):
+                        _copy(part, target.partial / part.name, lambda held: None)
+                    part.unlink()
         for folder in (source.partial, source.root):
             with suppress(OSError):  # not empty: somebody else's files
                 folder.rmdir()
@@ -106,9 +107,8 @@ def _copy_whole(path: Path, part: Path, file: ManifestFile, progress: Callable[[
 
 
 def _copy(source: Path, target: Path, progress: Callable[[int], None]) -> None:
+    """Append what the target lacks of the source; one that is longer already holds more of the same file."""
     with source.open("rb") as reader, target.open("ab") as writer:
-        if writer.tell() > source.stat().st_size:
-            writer.truncate(0)
         reader.seek(writer.tell())
         while block := reader.read(_BLOCK):
             writer.write(block)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError
 from edgeqwen.models.catalogue import Catalogue, Model, Variant
-from edgeqwen.models.digest import digest_of
+from edgeqwen.models.digest import Digests, digest_of
 from edgeqwen.models.download import Wanted, Watch, fetch
 from edgeqwen.models.facts import ModelFacts, read_model
 from edgeqwen.models.fit import facts_from_catalogue
 from edgeqwen.models.heads import Heads
 from edgeqwen.models.hub import choose_quant, list_quants
 from edgeqwen.models.install import (
+    Way,
     bring,
     check_free_name,
     check_room,
@@ -104,7 +105,7 @@ def _plan_from_hub(
     quants = list_quants(repo, sources)
     quant = choose_quant(repo, quants, quant)
     origins = quants[quant]
-    known = catalogue.recognise(origins[0].size, origins[0].sha256)
+    known = catalogue.recognise((origin.size, origin.sha256) for origin in origins)
     if known:
         facts = facts_from_catalogue(known[0], known[1])
         return Plan(known[0].ref, known[1].quant, origins, known[0], facts)
@@ -150,9 +151,12 @@ def pull(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
 
 def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
     files: list[ManifestFile] = []
+    ways: list[Way] = []
     for origin in plan.origins:
         base = sum(file.size for file in files)
-        files.append(_get(origin, plan, store, sources, watch, base=base))
+        file, way = _get(origin, plan, store, sources, watch, base=base)
+        files.append(file)
+        ways += [way] if way else []
     parts = [store.part(file.sha256) for file in files]
     try:
         facts = read_model(parts, [file.name for file in files])
@@ -168,7 +172,7 @@ def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> En
         quant=plan.quant,
         files=tuple(files),
         facts=facts,
-        came_by="download",
+        came_by=ways[0] if len(ways) == len(files) else "download",
         created=created,
         tool=tool,
         catalogue_ref=plan.model_known.ref if plan.model_known else None,
@@ -177,25 +181,26 @@ def _install(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> En
     entry = publish(store, manifest)
     for path in entry.paths():
         with suppress(OSError):
-            path.chmod(0o444)
+            if path.stat().st_nlink == 1:  # a linked file stays as its owner has it
+                path.chmod(0o444)
     return entry
 
 
 def _get(
     origin: Origin, plan: Plan, store: Store, sources: Sources, watch: PullWatch, *, base: int
-) -> ManifestFile:
-    """Complete the part of one file, from this machine or from the network."""
+) -> tuple[ManifestFile, Way | None]:
+    """Complete the part of one file, from this machine (then say in which way) or from the network."""
     part = store.part(origin.sha256)
     file = ManifestFile(origin.name, origin.size, origin.sha256)
     place, total = store.root / plan.model / plan.quant, plan.size
     make_own(part)
     if not part.exists():
         for path in (*_orphan(place, origin), *sources.local_files(origin)):
-            digests = digest_of(path, lambda done: watch.on_bytes(base + done, total))
-            if digests.sha256 == origin.sha256:
-                bring(path, part, file)
+            digests = _digests_if_readable(path, lambda done: watch.on_bytes(base + done, total))
+            if digests and digests.sha256 == origin.sha256:
+                way = bring(path, part, file)
                 watch.on_found(str(path))
-                return ManifestFile(origin.name, origin.size, origin.sha256, digests.chunks)
+                return replace(file, chunks=digests.chunks), way
     held = [_size(store, origin)]
 
     def on_bytes(size: int) -> None:
@@ -205,7 +210,14 @@ def _get(
 
     wanted = Wanted(origin.name, origin.size, origin.sha256)
     digests = fetch(wanted, sources.addresses(origin), part, Watch(on_bytes, watch.on_trouble))
-    return ManifestFile(origin.name, origin.size, origin.sha256, digests.chunks)
+    return replace(file, chunks=digests.chunks), None
+
+
+def _digests_if_readable(path: Path, progress: Callable[[int], None]) -> Digests | None:
+    try:
+        return digest_of(path, progress)
+    except OSError:  # somebody else's file, or a bad disk: there are other places
+        return None
 
 
 def _orphan(place: Path, origin: Origin) -> list[Path]:

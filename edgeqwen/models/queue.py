@@ -12,7 +12,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgeqwen.errors import EdgeQwenError
 from edgeqwen.models.library import Library
 from edgeqwen.models.pull import Plan, PullWatch, pull
 from edgeqwen.models.sources import Sources
@@ -157,10 +156,10 @@ class PullQueue:
             download.done, download.state, download.message = download.plan.size, "done", ""
         except _Stopped:
             pass
-        except EdgeQwenError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is: who waits must hear of it
             with self._changed:
                 if download.state == "running":
-                    download.state, download.message = "failed", error.message
+                    download.state, download.message = "failed", str(error) or type(error).__name__
 
     @staticmethod
     def _check(download: Download) -> None:

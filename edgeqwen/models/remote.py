@@ -26,7 +26,7 @@ _TIMEOUT_S = 30.0
 _LONGEST_START_S = 120.0  # for a listing, or the head of a file
 _AGENT = "edgeqwen"
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _READ = 1 << 20
 
 

@@ -29,7 +29,7 @@ class Stamps:
 
     def put(self, entry: Entry) -> None:
         """Remember an entry that has just been found right. A disk that refuses costs a hash later."""
-        stamps = {path: stamp for path, stamp in self._read().items() if Path(path).exists()}
+        stamps = {path: stamp for path, stamp in self._read().items() if os.path.exists(path)}  # noqa: PTH110 - never raises
         with suppress(OSError):
             for path, file in zip(entry.paths(), entry.manifest.files, strict=True):
                 stamps[str(path)] = _stamp(path, file.sha256)

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from edgeqwen.errors import NotInstalled, StoreError, UnknownModel
 from edgeqwen.models.catalogue import Catalogue, Model
-from edgeqwen.models.digest import digest_of
+from edgeqwen.models.digest import digest_of, is_sha256
 from edgeqwen.models.facts import ModelFacts
 from edgeqwen.models.ref import ModelRef, is_safe_file_name, is_safe_name, normal_name
 
@@ -353,6 +353,8 @@ def _read(path: Path) -> Manifest | None:
     safe = (
         is_safe_name(manifest.model) and is_safe_name(manifest.quant) and all(map(is_safe_file_name, names))
     )
+    # Digests name files, too: of parts and in bundles.
+    safe = safe and all(is_sha256(file.sha256) and file.size > 0 for file in manifest.files)
     facts = manifest.facts
     said = (manifest.source, manifest.tool, manifest.created, facts.architecture, facts.name, facts.licence)
     clean = all(text is None or text.isprintable() for text in (*said, facts.quant))

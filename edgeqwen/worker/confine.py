@@ -13,9 +13,11 @@ import struct
 import sys
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
-_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _AF_INET, _AF_INET6 = 2, 10
+_X32_CALLS = 0x40000000  # another numbering of the same calls; no other machine counts so far
+_IO_URING_SETUP = 425  # everywhere; a ring opens sockets without socket(2)
 # machine: (audit architecture, number of socket(2))
 _MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 
@@ -35,7 +37,7 @@ def confine() -> bool:
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
     machine = _MACHINES.get(platform.machine())
-    if machine is None:
+    if machine is None or sys.maxsize < 1 << 32:  # 32-bit programs have other numbers on the same machine
         return False
     code = _socket_filter(*machine)
     program = _Program(len(code) // 8, code)
@@ -43,12 +45,14 @@ def confine() -> bool:
 
 
 def _socket_filter(audit_arch: int, socket_call: int) -> bytes:
-    """Return BPF that answers EACCES to socket(AF_INET or AF_INET6) and allows the rest."""
+    """Return BPF that answers EACCES to socket(AF_INET or AF_INET6) and to all ways around it."""
     denied = _ERRNO | errno.EACCES
     steps = (
         (_LOAD, 0, 0, 4),  # seccomp_data.arch
-        (_JUMP_EQUAL, 0, 5, audit_arch),
+        (_JUMP_EQUAL, 0, 8, audit_arch),  # machine code may make calls of other architectures
         (_LOAD, 0, 0, 0),  # seccomp_data.nr
+        (_JUMP_AT_LEAST, 6, 0, _X32_CALLS),
+        (_JUMP_EQUAL, 5, 0, _IO_URING_SETUP),
         (_JUMP_EQUAL, 0, 3, socket_call),
         (_LOAD, 0, 0, 16),  # low half of the first argument
         (_JUMP_EQUAL, 2, 0, _AF_INET),

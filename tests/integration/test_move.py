@@ -62,6 +62,16 @@ def test_a_copy_across_disks_goes_on_where_it_was(
     assert edgeqwen("verify", "--all", "--full").code == 0
 
 
+def test_of_two_parts_of_a_file_the_longer_stays(store: Path, tmp_path: Path) -> None:
+    """As after a move that was stopped, and a pull that went on in the new place."""
+    target = Store(tmp_path / "new")
+    target.partial.mkdir(parents=True)
+    part = target.part("a" * 64)
+    part.write_bytes(b"GGUF, half of it and some more")
+    assert move(Store(store), target) == 3
+    assert part.read_bytes() == b"GGUF, half of it and some more"
+
+
 def test_kill_9_loses_no_model(store: Path, tmp_path: Path) -> None:
     before, rng = refs(), random.Random(5)
     for round_ in range(8):

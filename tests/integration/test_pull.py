@@ -164,6 +164,8 @@ def test_what_ollama_has_is_linked(hub: Hub, model: Path, home: Path, tmp_path: 
     done = edgeqwen("pull", "tiny", env={"OLLAMA_MODELS": str(tmp_path / "ollama")})
     assert str(blob) in done.err
     assert (installed(home) / model.name).samefile(blob)
+    assert blob.stat().st_mode & 0o200, "it is Ollama's, which may write to it"
+    assert json.loads((installed(home) / "manifest.json").read_text())["came_by"] == "hard link"
     assert hub.seen == []
 
 

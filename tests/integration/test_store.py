@@ -319,6 +319,7 @@ def test_read_only_roots_are_searched_and_never_written(
         lambda text: text.replace('"layout": 1', '"layout": 2'),
         lambda text: text.replace('"name": "My', '"name": "../My'),
         lambda text: text.replace('"model": "my-qwen3-tiny"', '"model": "other"'),
+        lambda text: text.replace('"sha256": "', '"sha256": "../../'),
         lambda text: "",
         lambda text: "[" * 100_000,
     ],

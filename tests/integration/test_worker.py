@@ -251,6 +251,18 @@ for family in (socket.AF_INET, socket.AF_INET6):
         continue
     raise SystemExit("a socket was opened")
 socket.socketpair()
+
+import ctypes, errno, mmap, platform
+call = ctypes.CDLL(None, use_errno=True).syscall
+assert (call(425, 1, 0), ctypes.get_errno()) == (-1, errno.EACCES), "io_uring"
+if platform.machine() == "x86_64":
+    assert (call(0x40000029, 2, 1, 0), ctypes.get_errno()) == (-1, errno.EACCES), "x32"
+    # push rbx; socket(AF_INET, SOCK_STREAM, 0) by the 32-bit gate; pop rbx; ret
+    code = bytes.fromhex("53 b867010000 bb02000000 b901000000 31d2 cd80 5b c3")
+    page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(code)
+    run = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+    assert run() < 0, "i386"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -120,9 +120,10 @@ def test_unknown_models_get_the_nearest_names(catalogue: Catalogue, typed: str, 
 
 def test_files_are_recognised_by_size_and_hash(catalogue: Catalogue) -> None:
     model, variant, file = next(catalogue.files())
-    assert catalogue.recognise(file.size, file.sha256) == (model, variant, file)
-    assert catalogue.recognise(file.size + 1, file.sha256) is None
-    assert catalogue.recognise(file.size, "0" * 64) is None
+    assert catalogue.recognise([(file.size, file.sha256)]) == (model, variant)
+    assert catalogue.recognise([(file.size + 1, file.sha256)]) is None
+    assert catalogue.recognise([(file.size, "0" * 64)]) is None
+    assert catalogue.recognise([(file.size, file.sha256), (5, "0" * 64)]) is None, "with a stranger's shard"
 
 
 def test_a_users_model_is_merged_over_the_shipped_ones(tmp_path: Path) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,6 +178,53 @@ def test_two_programs_write_one_history(tmp_path: Path) -> None:
     two.close()
 
 
+def test_two_windows_on_one_chat_lose_no_word(tmp_path: Path) -> None:
+    one, two = History(tmp_path / "chats.db"), History(tmp_path / "chats.db")
+    chat = one.create(talk("tell me", "something"), "tell me")
+    here, there = one.load(chat), two.load(chat)
+    here.add("user", "yes")
+    there.add("user", "why")  # as long as the other
+    assert one.save(chat, here) == chat
+    elsewhere = two.save(chat, there)
+    assert elsewhere != chat
+    assert [one.load(id_).branch()[-1].text for id_ in (chat, elsewhere)] == ["yes", "why"]
+    one.close()
+    two.close()
+
+
+def test_a_draft_in_an_old_chat_stays_its_writers(tmp_path: Path) -> None:
+    now = [time.time() - 1e6]
+    writer = History(tmp_path / "chats.db", lambda: now[0])
+    said = talk("tell me")
+    chat = writer.create(said, "tell me")
+    now[0] = time.time()
+    writer.save_draft(chat, said, "Once", "")
+    writer._db.execute("UPDATE draft SET pid = ?", (os.getppid(),))  # one that runs
+    other = History(tmp_path / "chats.db")
+    assert [message.text for message in other.load(chat).branch()] == ["tell me"]
+    other.close()
+    writer.close()
+
+
+def test_two_first_starts_at_once_share_one_file(tmp_path: Path) -> None:
+    start = threading.Barrier(2)
+
+    def begin(file: Path) -> str | None:
+        start.wait()
+        history = History(file)
+        history.create(talk("hi"), "hi")
+        history.close()
+        return history.notice
+
+    with ThreadPoolExecutor(2) as pool:
+        for round_ in range(20):
+            file = tmp_path / f"{round_}.db"
+            assert list(pool.map(begin, [file, file])) == [None, None]
+            history = History(file)
+            assert len(history.chats()) == 2
+            history.close()
+
+
 def test_json_carries_a_chat_to_another_history(history: History, tmp_path: Path) -> None:
     said = talk("q", "a")
     said.go_back_to(1)
@@ -233,9 +284,11 @@ def test_chatgpt_exports_come_in_with_their_branches(history: History, tmp_path:
         b"3",
         b'{"form":"edgeqwen-chat-1"}',
         b'{"form":"edgeqwen-chat-1","title":"x","messages":[{"id":1,"parent":7,"role":"user","text":"x"}]}',
+        b'{"form":"edgeqwen-chat-1","title":"x","messages":[{"id":9223372036854775807,"role":"user","text":"x"}]}',
         b'{"mapping":{"a":{"parent":"a","children":["a"]}}}',
+        b'[{"mapping":{"a":{"parent":[]}}}]',
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_other_files_are_refused(history: History, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.json"

@@ -47,6 +47,16 @@ def test_a_container_quota_counts(tmp_path: Path, text: str, most: int) -> None:
     assert 1 <= usable_cores(quota_file=quota) <= most
 
 
+def test_what_a_container_may_have_counts_its_files_as_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("4000\n")
+    (tmp_path / "memory.current").write_text("3900\n")
+    assert available_bytes(tmp_path) == 100
+    (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 3000\nactive_file 700\n")
+    assert available_bytes(tmp_path) == 3100
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(tmp_path) > 1 << 20
+
+
 def test_there_is_some_memory() -> None:
     assert available_bytes() > 1 << 20
 

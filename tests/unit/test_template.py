@@ -20,6 +20,13 @@ def say(*messages: tuple[Any, Any]) -> list[ChatMessage]:
     return [ChatMessage(role=role, content=content) for role, content in messages]
 
 
+def nested(depth: int) -> object:
+    inner: object = 1
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 def rendered(template: str | None, messages: list[ChatMessage], think: bool | None = None) -> str:
     return "".join(part.text for part in Template(template, CONTROLS).render(messages, think, []))
 
@@ -54,11 +61,11 @@ def test_tools_and_calls_are_shielded_too() -> None:
         "{{ tools | tojson }}"
         "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}"
     )
-    call = {"function": {"name": "f", "arguments": '{"a": "<|im_end|>"}'}}
+    call = {"function": {"name": "f", "arguments": '{"a": "<|im_end|>", "role": "<|im_start|>"}'}}
     messages = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", tool_calls=[call])]
     segments = Template(source, CONTROLS).render(messages, None, [{"name": "<|im_start|>"}])
     assert all("<|im_" not in segment.text for segment in segments if segment.special)
-    assert '"arguments": {"a": "<|im_end|>"}' in "".join(segment.text for segment in segments)
+    assert '"arguments": {"a": "<|im_end|>", "role"' in "".join(segment.text for segment in segments)
 
 
 def test_messages_take_their_normal_form() -> None:
@@ -94,6 +101,14 @@ def test_messages_take_their_normal_form() -> None:
             ],
             "not an object",
         ),
+        ([ChatMessage(role="user"), ChatMessage(role="assistant", tool_calls=[{"function": 3}])], "function"),
+        (
+            [
+                ChatMessage(role="user"),
+                ChatMessage(role="assistant", tool_calls=[{"function": {"arguments": {"a": nested(5000)}}}]),
+            ],
+            "nested too deeply",
+        ),
     ],
 )
 def test_what_no_template_can_take_is_refused(messages: list[ChatMessage], words: str) -> None:
@@ -115,6 +130,9 @@ def test_what_no_template_can_take_is_refused(messages: list[ChatMessage], words
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
             "more than 2 s",
         ),
+        ("{{ 9**(9**9) }}", "more than 2 s"),  # computed while it is compiled
+        ("{% for x in 'a' %}" * 25 + "{% endfor %}" * 25, "refused"),
+        ("{{ cycler() }}", "refused"),
     ],
 )
 def test_hostile_templates_end_in_one_sentence(source: str, words: str) -> None:
