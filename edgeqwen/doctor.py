@@ -105,6 +105,8 @@ def _guarded(name: str, run: Callable[[], Check | Iterable[Check]]) -> list[Chec
         return [Check(name, "fail", error.message)]
     except OSError as error:
         return [Check(name, "fail", f"cannot look: {error.strerror} ({error.filename})")]
+    except Exception as error:  # noqa: BLE001 - a fault of ours in one check hides no other
+        return [Check(name, "fail", f"cannot look: {type(error).__name__}: {error}")]
 
 
 def check_python() -> Check:
@@ -284,9 +286,11 @@ def check_network(library: Library, environment: Mapping[str, str]) -> Check:
     """Say whether the hub may be asked. Nothing is asked here."""
     if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return Check("network", "ok", "offline: HF_HUB_OFFLINE is set, so `pull` asks nobody")
-    hosts = [
-        urlsplit(one).hostname for one in (environment.get("HF_ENDPOINT", ""), *library.config.pull.sources)
-    ]
+    addresses = (environment.get("HF_ENDPOINT", ""), *library.config.pull.sources)
+    try:
+        hosts = [urlsplit(one).hostname for one in addresses]
+    except ValueError as error:
+        return Check("network", "fail", f"{error}: see `edgeqwen config get pull.sources` and HF_ENDPOINT")
     asked = ", ".join(dict.fromkeys(filter(None, hosts)))  # without what may stand before the host: a token
     if not asked:
         return Check("network", "ok", "offline: no hub is among pull.sources")

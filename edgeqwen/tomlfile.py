@@ -92,13 +92,15 @@ def _name_map_keys(path: str, tables: dict[str, Any], kind: type) -> str:
     if "[...]" not in path:
         return path
     head, _, tail = path.partition("[...]")
-    info = inspect.type_info(kind)
-    field = next(f for f in getattr(info, "fields", ()) if f.encode_name == head)
-    for name, item in tables.get(head, {}).items():
-        value_type = getattr(field.type, "value_type", None)
-        if isinstance(value_type, inspect.DataclassType) and not _converts(item, value_type.cls):
-            return f'{head}."{name}"{tail}'
-    return head + tail
+    info: Any = inspect.type_info(kind)
+    for part in head.split("."):
+        info = next((f.type for f in getattr(info, "fields", ()) if f.encode_name == part), None)
+        tables = tables.get(part, {})
+    value_type = getattr(info, "value_type", None)
+    wanted = str if isinstance(value_type, inspect.StrType) else getattr(value_type, "cls", object)
+    failing = (name for name, item in tables.items() if not _converts(item, wanted))
+    name = next(failing, None)
+    return head + tail if name is None else f'{head}."{name}"{tail}'
 
 
 def _converts(value: object, kind: type) -> bool:

@@ -3,7 +3,8 @@
 #
 # EDGEQWEN_PYTHON       the Python to use
 # EDGEQWEN_WHEEL_INDEX  a package index with ready-made wheels of llama-cpp-python; nothing is compiled then
-# CMAKE_ARGS            more of how to build llama.cpp, such as -DGGML_CUDA=ON; it is then built anew
+# CMAKE_ARGS            more of how to build llama.cpp, such as -DGGML_CUDA=ON; it is built anew when it changes,
+#                       and as before where it is not set
 
 fail() {
   printf 'error: %s\n' "$1" >&2
@@ -56,11 +57,16 @@ how_to_install() {
   esac
 }
 
-# llama.cpp of the pinned release is in .venv already, or in pip's cache.
+# llama.cpp of the pinned release is in .venv already.
+has_llama() {
+  .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$(grep '^llama_cpp_python==' scripts/constraints.txt)"
+}
+
+# ... or in pip's cache.
 has_kept_wheel() {
   local pinned
   pinned=$(grep '^llama_cpp_python==' scripts/constraints.txt)
-  .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$pinned" ||
+  has_llama ||
     .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q "llama_cpp_python-${pinned#*==}-"
 }
 
@@ -159,16 +165,25 @@ what_it_does() {
   fi
 }
 
+# The flags have changed, or there are some and llama.cpp is yet to be built with them.
+needs_other_build() {
+  [ "$CMAKE_ARGS" != "$1" ] || { [ -n "$CMAKE_ARGS" ] && ! has_llama; }
+}
+
 prepare() {
-  local extra=$1 python stamp want target=.
+  local extra=$1 python stamp built want target=.
   [ -n "$extra" ] && target=".[$extra]"
   stamp=".venv/edgeqwen-installed-${extra:-plain}"
-  want=$({ cat pyproject.toml scripts/constraints.txt; echo "${CMAKE_ARGS:-}"; } | cksum)
-  if [ -x .venv/bin/edgeqwen ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want $PWD" ]; then
+  want=$(cat pyproject.toml scripts/constraints.txt | cksum)
+  built=$(cat .venv/edgeqwen-built 2>/dev/null || true)
+  CMAKE_ARGS=${CMAKE_ARGS-$built}
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$want $PWD" ] && [ "$CMAKE_ARGS" = "$built" ] &&
+    .venv/bin/python -c 'import edgeqwen' 2>/dev/null; then
     return
   fi
   python=$(find_python) || exit 1
-  if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  # Without pip where the system's Python has become another one.
+  if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     say "making a virtual environment in .venv with $python"
     rm -rf .venv
     "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
@@ -182,9 +197,10 @@ prepare() {
     say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
   fi
   export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(build_jobs)}
-  if [ -n "${CMAKE_ARGS:-}" ] && [ -z "${EDGEQWEN_WHEEL_INDEX:-}" ]; then
-    # What pip has kept was built in another way.
-    anew=(--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python)
+  if [ -z "${EDGEQWEN_WHEEL_INDEX:-}" ] && needs_other_build "$built"; then
+    anew=(--force-reinstall --no-deps)
+    # What pip keeps was built without.
+    [ -n "$CMAKE_ARGS" ] && anew+=(--no-cache-dir --no-binary llama-cpp-python)
     CMAKE_ARGS=$(build_arguments) run_logged .venv/install.log .venv/bin/python -m pip install \
       --disable-pip-version-check -c scripts/constraints.txt "${anew[@]}" llama-cpp-python || {
       tail -n 15 .venv/install.log >&2
@@ -199,6 +215,7 @@ prepare() {
     fi
     fail "the installation failed; the whole log is .venv/install.log"
   }
+  printf '%s' "$CMAKE_ARGS" >.venv/edgeqwen-built
   echo "$want $PWD" >"$stamp"
   say "ready"
 }

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 agrees() {
   [ "${yes:-}" = 1 ] && return
   local answer=""
-  read -r -p "$1 [y/N] " answer 2>/dev/null </dev/tty || true
+  { printf '%s [y/N] ' "$1" >/dev/tty && read -r answer </dev/tty; } 2>/dev/null || true
   [[ $answer == [yY]* ]]
 }
 

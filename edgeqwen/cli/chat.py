@@ -13,7 +13,7 @@ from edgeqwen.chat.conversation import Conversation
 from edgeqwen.cli import failures, output
 from edgeqwen.cli.talk import Talk
 from edgeqwen.engine.protocol import Overflow
-from edgeqwen.errors import WorkerLost
+from edgeqwen.errors import InvalidInput, WorkerLost
 
 _QUOTES = '"""'
 _HELP = f"""\
@@ -26,6 +26,7 @@ _HELP = f"""\
 /quit            leave (also Ctrl-D)
 {_QUOTES}              begin and end a message of several lines
 Ctrl-C           stop the answer; once more to leave"""
+_COMMANDS = ("/help", "/clear", "/system", "/think", "/nothink", "/full", "/quit", "/exit", "/bye")
 
 
 class LineChat:
@@ -51,11 +52,21 @@ class LineChat:
                 continue
             if message is None:
                 return self._failure_code
-            if message.startswith("/"):
-                if not self._obey(message):
-                    return self._failure_code
-            elif message.strip() and not self._turn(message):
+            if not self._take(message):
                 return self._failure_code
+
+    def _take(self, message: str) -> bool:
+        """Follow a command, or hold a turn; return whether to go on. With JSON each line has its document."""
+        if message.startswith("/") and (not self._talk.as_json or message.split()[0] in _COMMANDS):
+            goes_on = self._obey(message)
+            if self._talk.as_json:
+                output.document({"command": message})
+            return goes_on
+        if message.strip():
+            return self._turn(message)
+        if self._talk.as_json:
+            output.document({"error": failures.as_data(InvalidInput("the message is empty"))})
+        return True
 
     def _turn(self, message: str) -> bool:
         """Hold one turn; return whether to go on."""

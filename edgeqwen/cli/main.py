@@ -130,11 +130,20 @@ def _run() -> int:
 
 
 def _usage(error: click.ClickException) -> int:
-    output.note(f"error: {error.format_message().rstrip('.')}")
+    message = error.format_message().rstrip(".")
     ctx = getattr(error, "ctx", None)
-    if ctx is not None:
-        output.note(f"\nhint: `{ctx.command_path} --help` shows how it is used")
+    hint = f"`{ctx.command_path} --help` shows how it is used" if ctx is not None else None
+    _document_failure("invalid_input", message, hint)
+    output.note(f"error: {message}")
+    if hint:
+        output.note(f"\nhint: {hint}")
     return 2
+
+
+def _document_failure(code: str, message: str, hint: str | None) -> None:
+    """Put a failure on stdout where JSON is asked for; of a wrong command line nothing else is known."""
+    if "--json" in sys.argv:
+        output.document({"error": {"code": code, "message": message, "hint": hint}})
 
 
 def _output_failed(error: output.OutputFailed) -> int:
@@ -156,5 +165,7 @@ def _our_fault(error: Exception, invocation: Invocation) -> int:
         where = f"; details are in {log}"
     except OSError:
         where = ""
-    output.note(f"error: something went wrong inside edgeqwen: {type(error).__name__}: {error}{where}")
+    message = f"something went wrong inside edgeqwen: {type(error).__name__}: {error}{where}"
+    _document_failure("internal", message, None)
+    output.note(f"error: {message}")
     return 1

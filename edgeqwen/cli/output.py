@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -108,7 +109,10 @@ class Status:
         if not has_terminal() or now - self._drawn_at < _REDRAW_S:
             return
         self._drawn_at = now
-        sys.stderr.write(f"\r{text.ljust(self._width)}")
+        room = shutil.get_terminal_size().columns - 1
+        if len(text) > room:  # a line that wraps is never taken away; its end holds the figures
+            text = f"…{text[1 - room :]}" if room > 1 else ""
+        sys.stderr.write(f"\r{text.ljust(min(self._width, room))}")
         sys.stderr.flush()
         self._width = len(text)
 

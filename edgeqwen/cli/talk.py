@@ -142,6 +142,8 @@ class Talk:
         reply = self.session.reply
         if reply and self.as_json:
             output.document(self._document(reply, failure))
+        elif failure and self.as_json:
+            output.document({"error": failures.as_data(failure)})
         elif reply and reply.text:
             output.line()
 

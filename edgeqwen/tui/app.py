@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from textual import _xterm_parser, work
@@ -114,12 +116,21 @@ class EdgeApp(App[None]):
 
     def on_mount(self) -> None:
         self.follow_settings()
+        self._leave_well_when_told()
         keys = self.library.config.tui.keys
         self.set_keymap(keys)
         if unknown := [name for name in keys if name not in commands.COMMANDS]:
             text = _("the settings give keys to what is no command: {names}")
             self.notify(text.format(names=", ".join(unknown)), severity="warning")
         self.call_after_refresh(self.begin)
+
+    def _leave_well_when_told(self) -> None:
+        """End in good order on SIGTERM and SIGHUP: the terminal as it was, the answer kept."""
+        for name in ("SIGTERM", "SIGHUP"):
+            with suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
+                number = getattr(signal, name)
+                end = partial(self.exit, return_code=128 + number)
+                asyncio.get_running_loop().add_signal_handler(number, end)
 
     def follow_settings(self) -> None:
         """Look as the settings say."""

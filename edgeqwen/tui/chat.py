@@ -331,7 +331,7 @@ class ChatScreen(Screen[None]):
             parent = message.parent
             message = self.desk.conversation.messages[parent] if parent is not None else message
         self._editing = message.id
-        self.prompt.put(message.text)
+        self.prompt.lay_aside(message.text)
         self.prompt.focus()
         self.tell(_("editing an earlier message; Esc leaves it as it was"))
 
@@ -359,7 +359,7 @@ class ChatScreen(Screen[None]):
             self.gauge.activity = ""
         elif self._editing is not None:
             self._editing = None
-            self.prompt.put("")
+            self.prompt.take_up()
         else:
             self.clear_selection()
             self.prompt.focus()
@@ -371,7 +371,7 @@ class ChatScreen(Screen[None]):
         elif self.is_answering:
             await self.action_back()
         elif self.prompt.text:
-            self.prompt.put("")
+            self.prompt.drop()
         else:
             self.tell(_("Ctrl+Q quits"))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -286,12 +287,14 @@ async def _older(screen: ChatFace, _rest: str) -> None:
 
 @_command("editor", "Write the message in $EDITOR", "ctrl+e")
 async def _editor(screen: ChatFace, _rest: str) -> None:
-    program = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    program = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip() or "vi"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "message.md"
         file.write_text(screen.prompt.text, encoding="utf-8")
         try:
-            with screen.app.suspend():
+            if shutil.which(program.split()[0]) is None:
+                raise FileNotFoundError  # while there is a screen to say so
+            with screen.app.suspend(), suppress(OSError):
                 subprocess.run([*program.split(), str(file)], check=False)  # noqa: ASYNC221 - it has the terminal
             screen.prompt.put(file.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
         except (OSError, SuspendNotSupported):

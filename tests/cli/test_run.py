@@ -132,14 +132,18 @@ def test_the_end_of_the_context_is_told(models: Path) -> None:
 
 
 def test_a_conversation_over_a_pipe(hello: Path) -> None:
-    lines = "first\n\n/help\n/system be brief\nsecond\n/nonsense\n/clear\nthird\n/quit\nnever\n"
+    lines = "first\n\n/help\n/system be brief\nsecond\n/tmp is what?\n/clear\nthird\n/quit\nnever\n"
     done = edgeqwen("run", hello, "--chat", "--json", stdin=lines)
     assert done.code == 0
-    turns = [json.loads(line) for line in done.out.splitlines()]
-    assert [turn["text"] for turn in turns] == ["Hello there"] * 3
+    documents = [json.loads(line) for line in done.out.splitlines()]
+    assert len(documents) == lines.count("\n") - 1, "one for each line"
+    assert documents[1]["error"]["message"] == "the message is empty"
+    assert [one["command"] for one in documents if "command" in one][-1] == "/quit"
+    turns = [one for one in documents if "text" in one]
+    assert [turn["text"] for turn in turns] == ["Hello there"] * 4
     assert turns[1]["stats"]["prompt_tokens"] > turns[0]["stats"]["prompt_tokens"]
-    assert turns[2]["stats"]["cached_tokens"] > 0
-    assert "unknown command: /nonsense" in done.err
+    assert turns[3]["stats"]["cached_tokens"] > 0
+    assert "unknown command: /nonsense" in edgeqwen("run", hello, "--chat", stdin="/nonsense\n").err
 
 
 def test_the_second_turn_is_cached(models: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -162,6 +164,48 @@ def test_ones_own_build_is_made_anew_with_the_usual_arguments(clone: Path, bare_
     assert "-DLLAVA_BUILD=OFF" in first
     assert "-DGGML_CUDA=ON" in first
     assert "--force-reinstall" in first
+
+
+def test_flags_of_an_earlier_build_stay_until_others_are_named(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path, "exit 0")
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    program(bare_path / "g++", "exit 0")
+    run(clone, bare_path, CMAKE_ARGS="-DGGML_CUDA=ON")
+    asked = clone / "pip-arguments"
+    n_asked = len(asked.read_text().splitlines())
+    run(clone, bare_path)
+    assert len(asked.read_text().splitlines()) == n_asked, "it is there, and nothing else was asked for"
+    run(clone, bare_path, CMAKE_ARGS="")
+    assert "-DGGML_CUDA" not in asked.read_text().splitlines()[n_asked]
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path, "exit 0")
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    program(bare_path / "g++", "exit 0")
+    run(clone, bare_path)
+    (clone / ".venv/bin/python").unlink()
+    (clone / ".venv/bin/python").symlink_to("/nowhere/python3.9")
+    assert "making a virtual environment" in run(clone, bare_path).stderr
+
+
+def test_a_pi_is_asked_where_it_can_be_read(clone: Path, bare_path: Path) -> None:
+    program(bare_path / "dpkg", "echo arm64")
+    program(bare_path / "dpkg-query", "exit 1")
+    (bare_path / "tr").symlink_to(shutil.which("tr") or "")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(clone / "scripts/install-pi.sh", ["install-pi.sh"], {"PATH": str(bare_path)})
+    seen = b""
+    while b"[y/N]" not in seen:
+        seen += os.read(terminal, 4096)
+    assert b"install with apt: g++ python3-dev python3-venv" in seen
+    os.write(terminal, b"n\n")
+    with suppress(OSError):  # Linux says so at the end
+        while data := os.read(terminal, 4096):
+            seen += data
+    assert b"error: without them llama.cpp cannot be built" in seen
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def test_an_interrupted_build_leaves_no_compiler_behind(clone: Path, bare_path: Path) -> None:

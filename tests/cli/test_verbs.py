@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeqwen.cli import output
 from tests.support.program import Done, edgeqwen, is_one_sentence
 from tests.support.tiny import write_model
 
@@ -297,3 +298,37 @@ def test_a_shell_is_told_how_words_go_on(typed: str, expected: str) -> None:
     env = {"_EDGEQWEN_COMPLETE": "bash_complete", "COMP_WORDS": f"edgeqwen {typed}"}
     done = edgeqwen(env={**env, "COMP_CWORD": str(len(typed.split()))})
     assert expected in done.out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("list", "--bogus"), ("run",), ("run", "demo", "hi", "--ctx", "5"), ("recommend", "foo")]
+)
+def test_a_wrong_command_line_is_a_document_too(arguments: tuple[str, ...]) -> None:
+    done = edgeqwen(*arguments, "--json")
+    assert done.code == 2
+    assert done.json["error"]["message"] in done.err
+
+
+def test_a_key_that_is_no_key_is_named_and_doctor_still_looks(home: Path) -> None:
+    (home / "config").mkdir(parents=True, exist_ok=True)
+    (home / "config" / "config.toml").write_text("[tui.keys]\nnew = 5\n")
+    done = edgeqwen("list")
+    assert (done.code, is_one_sentence(done.err), 'tui.keys."new"' in done.err) == (2, True, True), done.err
+    checks = {one["name"]: one for one in edgeqwen("doctor", "--json").json["checks"]}
+    assert 'tui.keys."new"' in checks["settings"]["says"]
+
+
+def test_an_address_that_is_none_fails_one_check_alone() -> None:
+    done = edgeqwen("doctor", "--json", env={"HF_ENDPOINT": "http://["})
+    checks = {one["name"]: one["state"] for one in done.json["checks"]}
+    assert (checks["network"], checks["python"]) == ("fail", "ok")
+
+
+def test_progress_never_wraps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(output, "has_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    with output.Status() as status:
+        status.show("pulling hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:q4_k_m: 12 % of 1.1 GB, 95 s left")
+        [_, drawn] = capsys.readouterr().err.split("\r")
+    assert len(drawn) == 39
+    assert drawn.endswith("12 % of 1.1 GB, 95 s left")

@@ -107,6 +107,23 @@ async def test_a_question_is_edited_into_a_branch(open_app: Open) -> None:
         assert app.chat.prompt.text == ""
 
 
+async def test_a_draft_outlives_the_editing_of_another_message(open_app: Open) -> None:
+    async with open_app(pieces=["?"]) as pilot:
+        prompt = app_of(pilot).chat.prompt
+        await ask(pilot, "first")
+        prompt.put("a long thought")
+        app_of(pilot).chat.query(MessageView).first().focus()
+        await pilot.press("e")
+        assert prompt.text == "first"
+        await pilot.press("escape")
+        assert prompt.text == "a long thought"
+        prompt.focus()
+        await pilot.press("ctrl+c")
+        assert prompt.text == ""
+        await pilot.press("up")
+        assert prompt.text == "a long thought"
+
+
 async def test_text_and_code_are_copied_and_saved(open_app: Open, home: Path, tmp_path: Path) -> None:
     async with open_app(**TABLE) as pilot:
         app = app_of(pilot)

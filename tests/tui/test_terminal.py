@@ -70,6 +70,25 @@ def test_a_killed_program_has_kept_the_half_answer(tmp_path: Path) -> None:
         terminal.wait_for("stopped|Answer")
 
 
+def test_a_missing_editor_leaves_screen_and_draft(tmp_path: Path) -> None:
+    with ScreenTerminal("chat", script(tmp_path), env={"EDITOR": "no-such-editor"}) as terminal:
+        terminal.wait_for(r"script\.json ·")
+        terminal.type("a long thought")
+        terminal.wait_for("a long thought")
+        terminal.type("\x05")
+        terminal.wait_for("no-such-editor cannot be started here")
+        terminal.type(" and more")
+        terminal.wait_for("a long thought and more")
+
+
+def test_told_to_end_it_gives_the_terminal_back(tmp_path: Path) -> None:
+    with ScreenTerminal("chat", script(tmp_path)) as terminal:
+        terminal.wait_for(r"script\.json ·")
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.end() == 143
+    assert b"\x1b[?1049l" in terminal.raw
+
+
 @pytest.mark.parametrize("where", ["answer", "name"])
 def test_no_escape_sequence_of_others_reaches_the_terminal(tmp_path: Path, where: str) -> None:
     folder = tmp_path / ("evil\x1b]0;x\x07\x9b31m" if where == "name" else "good")

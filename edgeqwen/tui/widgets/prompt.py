@@ -37,6 +37,7 @@ class Prompt(TextArea):
         self._attachments: list[str] = []
         self._sent: list[str] = []
         self._at: int | None = None
+        self._aside: str | None = None
 
     def _press(self, *, is_enter: bool) -> None:
         """Send, or break the line: by Enter or the other key, as the settings say."""
@@ -53,6 +54,22 @@ class Prompt(TextArea):
         """Replace the draft, with the cursor at its end."""
         self.text = clean(text)
         self.move_cursor(self.document.end)
+
+    def lay_aside(self, text: str) -> None:
+        """Show another text; the draft comes back when that one is sent or given up."""
+        if self._aside is None:
+            self._aside = self.text
+        self.put(text)
+
+    def take_up(self) -> None:
+        """Give up what is there for the draft that was laid aside, if one was."""
+        draft, self._aside = self._aside, None
+        self.put(draft or "")
+
+    def drop(self) -> None:
+        """Clear the prompt; Up brings the draft back."""
+        self._sent, self._at = [*self._sent, self.text][-_KEPT:], None
+        self.put("")
 
     def put_back(self, text: str) -> None:
         """Give a message back that could not be sent."""
@@ -80,7 +97,7 @@ class Prompt(TextArea):
             return
         self._sent = [*self._sent, text][-_KEPT:]
         self._at = None
-        self.text = ""
+        self.take_up()
         self.post_message(self.Sent(text))
 
     async def _on_paste(self, event: events.Paste) -> None:
