@@ -361,7 +361,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=5, help="two or more")
     parser.add_argument("--only", nargs="*", choices=list(ROWS))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: two or more, as quartiles are given")
+    return options
 
 
 def _between(

@@ -62,19 +62,20 @@ has_llama() {
   .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$(grep '^llama_cpp_python==' scripts/constraints.txt)"
 }
 
-# ... or in pip's cache.
+# ... or its plain build in pip's cache.
 has_kept_wheel() {
   local pinned
   pinned=$(grep '^llama_cpp_python==' scripts/constraints.txt)
-  has_llama ||
-    .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q "llama_cpp_python-${pinned#*==}-"
+  .venv/bin/python -m pip cache list llama_cpp_python 2>/dev/null | grep -q "llama_cpp_python-${pinned#*==}-"
 }
 
-# llama.cpp is built from source unless pip has kept the wheel of an earlier build, or an index has one.
+# llama.cpp is built from source unless it is there as it is wanted, pip has kept the wheel of an earlier build,
+# or an index has one.
 check_build() {
-  local compiler found="" free_kb memory_kb
+  local another=$1 compiler found="" free_kb memory_kb
   [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ] && return
-  [ -z "${CMAKE_ARGS:-}" ] && has_kept_wheel && return
+  [ -z "$another" ] && has_llama && return
+  [ -z "$CMAKE_ARGS" ] && has_kept_wheel && return
   if [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
     fail "no C++ compiler was found; install one: $(how_to_install compiler)"
   fi
@@ -166,29 +167,39 @@ what_it_does() {
 }
 
 # The flags have changed, or there are some and llama.cpp is yet to be built with them.
-needs_other_build() {
+needs_another_build() {
   [ "$CMAKE_ARGS" != "$1" ] || { [ -n "$CMAKE_ARGS" ] && ! has_llama; }
 }
 
+# Nothing was interrupted, and the system's Python is the one it was made with. -I: not what lies in this folder.
+is_whole() {
+  [ -x .venv/bin/edgeqwen ] && .venv/bin/python -I -c \
+    'import sys; from importlib.util import find_spec as f; sys.exit(not (f("edgeqwen") and f("llama_cpp")))' 2>/dev/null
+}
+
 prepare() {
-  local extra=$1 python stamp built want target=.
+  local extra=$1 python stamp built want another="" target=.
   [ -n "$extra" ] && target=".[$extra]"
   stamp=".venv/edgeqwen-installed-${extra:-plain}"
   want=$(cat pyproject.toml scripts/constraints.txt | cksum)
   built=$(cat .venv/edgeqwen-built 2>/dev/null || true)
   CMAKE_ARGS=${CMAKE_ARGS-$built}
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$want $PWD" ] && [ "$CMAKE_ARGS" = "$built" ] &&
-    .venv/bin/python -c 'import edgeqwen' 2>/dev/null; then
+  [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ] && CMAKE_ARGS=$built # nothing is built with others
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$want $PWD" ] && [ "$CMAKE_ARGS" = "$built" ] && is_whole; then
     return
   fi
   python=$(find_python) || exit 1
   # Without pip where the system's Python has become another one.
-  if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  if ! .venv/bin/python -I -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     say "making a virtual environment in .venv with $python"
     rm -rf .venv
     "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
   fi
-  check_build
+  if [ -z "${EDGEQWEN_WHEEL_INDEX:-}" ] && needs_another_build "$built"; then
+    another=yes
+  fi
+  check_build "$another"
+  rm -f .venv/edgeqwen-installed-* # until it is done, nothing counts as installed
   local from=() anew
   if [ -n "${EDGEQWEN_WHEEL_INDEX:-}" ]; then
     say "installing edgeqwen and what it needs, llama.cpp ready-made from $EDGEQWEN_WHEEL_INDEX"
@@ -197,7 +208,7 @@ prepare() {
     say "installing edgeqwen and what it needs (the first time, llama.cpp is built: about 5 minutes on two cores)"
   fi
   export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(build_jobs)}
-  if [ -z "${EDGEQWEN_WHEEL_INDEX:-}" ] && needs_other_build "$built"; then
+  if [ -n "$another" ]; then
     anew=(--force-reinstall --no-deps)
     # What pip keeps was built without.
     [ -n "$CMAKE_ARGS" ] && anew+=(--no-cache-dir --no-binary llama-cpp-python)
@@ -206,6 +217,7 @@ prepare() {
       tail -n 15 .venv/install.log >&2
       fail "llama.cpp could not be built so; the whole log is .venv/install.log"
     }
+    printf '%s' "$CMAKE_ARGS" >.venv/edgeqwen-built
   fi
   CMAKE_ARGS=$(build_arguments) run_logged .venv/install.log .venv/bin/python -m pip install --disable-pip-version-check \
     -c scripts/constraints.txt ${from[@]+"${from[@]}"} -e "$target" || {
@@ -215,7 +227,7 @@ prepare() {
     fi
     fail "the installation failed; the whole log is .venv/install.log"
   }
-  printf '%s' "$CMAKE_ARGS" >.venv/edgeqwen-built
+  echo "$want $PWD" >.venv/edgeqwen-installed-plain # whoever has an extra has the rest
   echo "$want $PWD" >"$stamp"
   say "ready"
 }

@@ -52,9 +52,9 @@ def tell(error: errors.EdgeQwenError) -> None:
 
 def report(error: errors.EdgeQwenError, *, as_json: bool) -> int:
     """Tell of an error, on stdout as well when JSON was asked for, and return the exit code."""
+    tell(error)
     if as_json:
         output.document({"error": as_data(error)})
-    tell(error)
     return exit_code(error)
 
 

@@ -109,7 +109,11 @@ def _open_chat(ctx: click.Context) -> int:
 def main() -> NoReturn:
     """Run the program and exit with its code."""
     output.prepare()
-    sys.exit(_run())
+    try:
+        code = _run()
+    except output.OutputFailed as error:
+        code = _output_failed(error)
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -123,8 +127,8 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         output.note("\ninterrupted")
         return failures.INTERRUPTED
-    except output.OutputFailed as error:
-        return _output_failed(error)
+    except output.OutputFailed:
+        raise
     except Exception as error:  # noqa: BLE001 - the last door: a log for us, a sentence for the person
         return _our_fault(error, invocation)
 
@@ -133,10 +137,10 @@ def _usage(error: click.ClickException) -> int:
     message = error.format_message().rstrip(".")
     ctx = getattr(error, "ctx", None)
     hint = f"`{ctx.command_path} --help` shows how it is used" if ctx is not None else None
-    _document_failure("invalid_input", message, hint)
     output.note(f"error: {message}")
     if hint:
         output.note(f"\nhint: {hint}")
+    _document_failure("invalid_input", message, hint)
     return 2
 
 
@@ -166,6 +170,6 @@ def _our_fault(error: Exception, invocation: Invocation) -> int:
     except OSError:
         where = ""
     message = f"something went wrong inside edgeqwen: {type(error).__name__}: {error}{where}"
-    _document_failure("internal", message, None)
     output.note(f"error: {message}")
+    _document_failure("internal", message, None)
     return 1

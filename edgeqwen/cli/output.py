@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -90,6 +89,14 @@ def fields(pairs: Sequence[tuple[str, str]]) -> None:
         line(f"{name.ljust(width)}  {value}")
 
 
+def _columns() -> int:
+    """Return the width of the terminal behind stderr; stdout may be a file."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 class Status:
     """One line on a watched stderr that is redrawn in place and gone in the end; elsewhere nothing."""
 
@@ -109,7 +116,7 @@ class Status:
         if not has_terminal() or now - self._drawn_at < _REDRAW_S:
             return
         self._drawn_at = now
-        room = shutil.get_terminal_size().columns - 1
+        room = _columns() - 1
         if len(text) > room:  # a line that wraps is never taken away; its end holds the figures
             text = f"…{text[1 - room :]}" if room > 1 else ""
         sys.stderr.write(f"\r{text.ljust(min(self._width, room))}")
@@ -123,7 +130,7 @@ class Status:
     def clear(self) -> None:
         """Take the line away."""
         if self._width:
-            sys.stderr.write(f"\r{' ' * self._width}\r")
+            sys.stderr.write(f"\r{' ' * min(self._width, _columns() - 1)}\r")
             sys.stderr.flush()
             self._width = 0
         self._drawn_at = float("-inf")

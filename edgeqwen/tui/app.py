@@ -67,6 +67,9 @@ if hasattr(_xterm_parser, "_MAX_SEQUENCE_SEARCH_THRESHOLD"):
     _xterm_parser._MAX_SEQUENCE_SEARCH_THRESHOLD = 1024
 
 
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 @dataclass(frozen=True)
 class Start:
     """What the command line asks for."""
@@ -126,11 +129,14 @@ class EdgeApp(App[None]):
 
     def _leave_well_when_told(self) -> None:
         """End in good order on SIGTERM and SIGHUP: the terminal as it was, the answer kept."""
-        for name in ("SIGTERM", "SIGHUP"):
-            with suppress(NotImplementedError, RuntimeError, ValueError, AttributeError):
-                number = getattr(signal, name)
-                end = partial(self.exit, return_code=128 + number)
-                asyncio.get_running_loop().add_signal_handler(number, end)
+        loop = asyncio.get_running_loop()
+
+        def end(number: int, _frame: object) -> None:
+            signal.signal(number, signal.SIG_DFL)  # told once more it ends at once, whatever it is at
+            loop.call_soon_threadsafe(partial(self.exit, return_code=128 + number))
+
+        for number in _ENDING:
+            signal.signal(number, end)
 
     def follow_settings(self) -> None:
         """Look as the settings say."""
@@ -217,3 +223,5 @@ class EdgeApp(App[None]):
         await self._host.close()
         if self._history:
             await asyncio.to_thread(self._history.close)
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)

@@ -201,10 +201,10 @@ class ChatScreen(Screen[None]):
             with self.desk.turn():
                 text = await asyncio.to_thread(insert_files, typed)
                 await self._wait_for_model()
-                editing, self._editing = self._editing, None
                 whole = clean(self.prompt.with_attachments(text))
-                await self.desk.put_question(whole, instead_of=editing)
-                is_kept = True
+                await self.desk.put_question(whole, instead_of=self._editing)
+                is_kept, self._editing = True, None
+                self.prompt.take_up()
                 await self._stream()
         except EdgeQwenError as error:
             self.fail(error)
@@ -359,7 +359,7 @@ class ChatScreen(Screen[None]):
             self.gauge.activity = ""
         elif self._editing is not None:
             self._editing = None
-            self.prompt.take_up()
+            self.prompt.give_up()
         else:
             self.clear_selection()
             self.prompt.focus()
@@ -368,10 +368,10 @@ class ChatScreen(Screen[None]):
         selected = self.get_selected_text() or self.prompt.selected_text
         if selected:
             await commands.copy_text(self, selected)
-        elif self.is_answering:
+        elif self.is_answering or self._editing is not None:
             await self.action_back()
         elif self.prompt.text:
-            self.prompt.drop()
+            self.prompt.give_up()
         else:
             self.tell(_("Ctrl+Q quits"))
 

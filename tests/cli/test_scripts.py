@@ -167,7 +167,7 @@ def test_ones_own_build_is_made_anew_with_the_usual_arguments(clone: Path, bare_
 
 
 def test_flags_of_an_earlier_build_stay_until_others_are_named(clone: Path, bare_path: Path) -> None:
-    python_that_makes_environments(bare_path, "exit 0")
+    python_that_makes_environments(bare_path, ": >.venv/bin/edgeqwen; chmod +x .venv/bin/edgeqwen")
     (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
     program(bare_path / "g++", "exit 0")
     run(clone, bare_path, CMAKE_ARGS="-DGGML_CUDA=ON")
@@ -175,8 +175,23 @@ def test_flags_of_an_earlier_build_stay_until_others_are_named(clone: Path, bare
     n_asked = len(asked.read_text().splitlines())
     run(clone, bare_path)
     assert len(asked.read_text().splitlines()) == n_asked, "it is there, and nothing else was asked for"
+    (clone / ".venv/bin/edgeqwen").unlink()
+    run(clone, bare_path)
+    assert len(asked.read_text().splitlines()) > n_asked, "what was interrupted is done again"
     run(clone, bare_path, CMAKE_ARGS="")
-    assert "-DGGML_CUDA" not in asked.read_text().splitlines()[n_asked]
+    assert "-DGGML_CUDA" not in asked.read_text().splitlines()[-2]
+    assert "--force-reinstall" in asked.read_text().splitlines()[-2]
+
+
+def test_what_failed_halfway_does_not_count(clone: Path, bare_path: Path) -> None:
+    made = 'case "$*" in *-e*) exit 1;; esac; : >.venv/bin/edgeqwen; chmod +x .venv/bin/edgeqwen'
+    python_that_makes_environments(bare_path, made)
+    (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
+    program(bare_path / "g++", "exit 0")
+    assert run(clone, bare_path, CMAKE_ARGS="-DGGML_CUDA=ON").returncode == 1
+    n_asked = len((clone / "pip-arguments").read_text().splitlines())
+    assert "the installation failed" in run(clone, bare_path).stderr
+    assert len((clone / "pip-arguments").read_text().splitlines()) > n_asked
 
 
 def test_an_environment_whose_python_is_gone_is_made_anew(clone: Path, bare_path: Path) -> None:

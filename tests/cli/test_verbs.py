@@ -326,7 +326,7 @@ def test_an_address_that_is_none_fails_one_check_alone() -> None:
 
 def test_progress_never_wraps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(output, "has_terminal", lambda: True)
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(output, "_columns", lambda: 40)
     with output.Status() as status:
         status.show("pulling hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:q4_k_m: 12 % of 1.1 GB, 95 s left")
         [_, drawn] = capsys.readouterr().err.split("\r")

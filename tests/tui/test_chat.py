@@ -122,6 +122,10 @@ async def test_a_draft_outlives_the_editing_of_another_message(open_app: Open) -
         assert prompt.text == ""
         await pilot.press("up")
         assert prompt.text == "a long thought"
+        app_of(pilot).chat.query(MessageView).first().focus()
+        await pilot.press("e")
+        await ask(pilot, "second")
+        assert prompt.text == "a long thought", "it comes back when the edited message is sent"
 
 
 async def test_text_and_code_are_copied_and_saved(open_app: Open, home: Path, tmp_path: Path) -> None:

@@ -62,14 +62,17 @@ class Prompt(TextArea):
         self.put(text)
 
     def take_up(self) -> None:
-        """Give up what is there for the draft that was laid aside, if one was."""
+        """Bring back the draft that was laid aside, if one was, before what is there now."""
         draft, self._aside = self._aside, None
-        self.put(draft or "")
+        if draft:
+            self.put("\n".join(filter(None, (draft, self.text))))
 
-    def drop(self) -> None:
-        """Clear the prompt; Up brings the draft back."""
-        self._sent, self._at = [*self._sent, self.text][-_KEPT:], None
+    def give_up(self) -> None:
+        """Clear the prompt, or go back to the draft that was laid aside; Up brings back what was there."""
+        if self.text:
+            self._sent, self._at = [*self._sent, self.text][-_KEPT:], None
         self.put("")
+        self.take_up()
 
     def put_back(self, text: str) -> None:
         """Give a message back that could not be sent."""
@@ -79,8 +82,9 @@ class Prompt(TextArea):
         self.put(f"{text}\n{self.text}" if self.text else text)
 
     def remember(self, texts: list[str]) -> None:
-        """Take what was sent in this chat before, oldest first."""
+        """Take what was sent in this chat before, oldest first; no earlier message is edited any more."""
         self._sent, self._at = texts[-_KEPT:], None
+        self.take_up()
 
     def with_attachments(self, text: str) -> str:
         """Return a message with its attachments in it."""
@@ -97,7 +101,7 @@ class Prompt(TextArea):
             return
         self._sent = [*self._sent, text][-_KEPT:]
         self._at = None
-        self.take_up()
+        self.text = ""
         self.post_message(self.Sent(text))
 
     async def _on_paste(self, event: events.Paste) -> None:
