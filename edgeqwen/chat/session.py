@@ -134,13 +134,12 @@ class Session:
             await self.client.cancel(self.reply.request)
 
     def _keep(self, reply: Reply) -> None:
-        if reply.text or reply.thinking or reply.finished:
-            whole = reply.finished is not None and reply.finished.stop_reason != "cancelled"
-            made = None
-            if end := reply.finished:
-                made = Made(self.model, end.stats, end.stop_reason, end.seed)
+        end = reply.finished
+        is_whole = end is not None and end.stop_reason != "cancelled"
+        if reply.text or reply.thinking or is_whole:
+            made = Made(self.model, end.stats, end.stop_reason, end.seed) if end else None
             self.conversation.add(
-                "assistant", reply.text, thinking=reply.thinking, is_complete=whole, made=made
+                "assistant", reply.text, thinking=reply.thinking, is_complete=is_whole, made=made
             )
 
 

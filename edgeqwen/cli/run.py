@@ -39,7 +39,7 @@ _QUIET_S = 2.0
     "--min-p", type=float, help="Leave out tokens below this share of the likeliest one's probability."
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), help="The same seed gives the same answer on this machine."
+    "--seed", type=click.IntRange(0, 2**32 - 2), help="The same seed gives the same answer on this machine."
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="End the answer after so many tokens.")
 @click.option(

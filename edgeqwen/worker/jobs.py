@@ -21,6 +21,7 @@ from edgeqwen.worker.thinking import ThinkingWatch
 _ANSWER_SHARE = (
     4  # of the context; what a policy keeps free for the answer, so that not each turn drops again
 )
+_N_SEEDS = (1 << 32) - 1  # llama.cpp draws one itself where it gets the next number
 
 
 @dataclass
@@ -139,7 +140,7 @@ class Acceptor:
             in_thinking=in_thinking,
             dropped=dropped,
             accepted_at=accepted_at,
-            seed=random.getrandbits(32) if seed is None else seed % (1 << 32),
+            seed=random.randrange(_N_SEEDS) if seed is None else seed % _N_SEEDS,
             text=TextStream(request.sampler.stop),
             thinking=ThinkingWatch(in_thinking),
         )

@@ -197,7 +197,7 @@ def _open_saved(params: LoadParams, engine: Engine) -> SavedStates | None:
         return None
     kv_types = f"{params.kv_type}/{params.kv_type_v or params.kv_type}"
     key = f"{params.saved.model} {engine.version} {kv_types} {params.n_ctx}"
-    return SavedStates(Path(params.saved.folder), key, params.saved.max_bytes)
+    return SavedStates(Path(params.saved.folder), key, params.saved.max_bytes, engine.n_slots)
 
 
 def _open_engine(params: LoadParams, on_progress: Callable[[float], bool]) -> Engine:

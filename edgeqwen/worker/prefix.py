@@ -34,6 +34,8 @@ class CachedSequence:
     """How many of its tokens are on disk as they are."""
     n_pure: int | None = None
     """After a shift: where the values begin that remember what was dropped; None: nowhere."""
+    is_shifting: bool = False
+    """llama.cpp moves the values in the step after a shift; until that is whole, they are anywhere."""
 
 
 class Place(NamedTuple):
@@ -81,7 +83,7 @@ class PrefixCache:
             if n_best >= _WORTH_COPYING:
                 self._engine.copy(best.index, target.index)
                 target.tokens, target.checkpoints = list(best.tokens), dict(best.checkpoints)
-                target.n_pure = best.n_pure
+                target.n_pure, target.is_shifting = best.n_pure, best.is_shifting
             target.n_saved = 0
         elif len(target.tokens) - n_best >= _WORTH_SAVING:
             self._leave(target)
@@ -112,9 +114,16 @@ class PrefixCache:
         if self._engine.goes_back:
             del sequence.tokens[self._engine.n_cached(sequence.index) :]
             sequence.n_saved = min(sequence.n_saved, len(sequence.tokens))
+            if sequence.is_shifting and sequence.n_pure is not None:
+                self.cut(sequence, sequence.n_pure)
         elif len(sequence.tokens) != n_before:
             # The recurrent part is anywhere between, whatever the library says.
             self.cut(sequence, max((at for at in sequence.checkpoints if at <= n_before), default=0))
+
+    def settle(self) -> None:
+        """A whole step was done: what was to be shifted is."""
+        for sequence in self._all:
+            sequence.is_shifting = False
 
     def remember(self, sequence: CachedSequence) -> None:
         """Make a checkpoint of a sequence as it is."""
@@ -163,6 +172,7 @@ class PrefixCache:
         del target.tokens[start:stop]
         target.n_saved = min(target.n_saved, start)
         target.n_pure = start if target.n_pure is None else min(start, target.n_pure)
+        target.is_shifting = True
         self.cut(target, limit)
         return True
 

@@ -16,7 +16,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,15 @@ class _Known:
     checkpoints: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A state that is not on disk yet; memory has all of it."""
+
+    future: Future[None]
+    tokens: list[int]
+    on_failure: Callable[[], None]
+
+
 class _ForeignError(ValueError):
     """The file is whole, and for somebody else."""
 
@@ -73,14 +82,16 @@ class _ForeignError(ValueError):
 class SavedStates:
     """The saved sequences of one engine: those with its `key`, which names all that must be the same."""
 
-    def __init__(self, folder: Path, key: str, max_bytes: int) -> None:
+    def __init__(self, folder: Path, key: str, max_bytes: int, n_sequences: int = 1) -> None:
         self._folder, self._key, self._max_bytes = folder, key, max_bytes
+        self._most_waiting = n_sequences + 1
         self._index: dict[Path, _Known] = {}
         self._seen: set[Path] = set()
         """Every file that was looked at, so that each strange one is told of once."""
         self._folder_stamp = -1
         self._lock = threading.Lock()  # of the index
         self._writer = ThreadPoolExecutor(1)
+        self._waiting: list[_Waiting] = []
 
     def find(self, usable: Callable[[Sequence[int], Collection[int]], int]) -> tuple[Path | None, int]:
         """Return the saved sequence of which most can be used, and how much.
@@ -110,9 +121,20 @@ class SavedStates:
             return None
 
     def write(self, state: State, on_failure: Callable[[], None] = lambda: None) -> None:
-        """Save a sequence in the background; one write at a time. `on_failure` is called over there."""
-        if state.size <= self._max_bytes:
-            self._writer.submit(self._try_to_write, state, on_failure)
+        """Save a sequence in the background; one write at a time. `on_failure` is called over there.
+
+        On a slow disk what waits is given up: what this one goes on with, else the oldest, when there are
+        more than one for each sequence and one that was left.
+        """
+        if state.size > self._max_bytes:
+            return
+        waiting = [one for one in self._waiting if not (one.future.running() or one.future.done())]
+        outdated = [one for one in waiting if one.tokens == state.tokens[: len(one.tokens)]]
+        for one in outdated or waiting[: max(0, len(waiting) - self._most_waiting)]:
+            if one.future.cancel() and one not in outdated:
+                one.on_failure()
+        future = self._writer.submit(self._try_to_write, state, on_failure)
+        self._waiting = [*waiting, _Waiting(future, state.tokens, on_failure)]
 
     def close(self) -> None:
         """Return when everything is on disk; nothing can be written after it."""

@@ -108,6 +108,7 @@ class Scheduler:
             for slot, n_before in zip(self._slots, before, strict=True):
                 self._prefix.heal(slot, n_before)
             return events
+        self._prefix.settle()
         for slot in self._slots:
             if slot.job is None:
                 continue
@@ -146,7 +147,7 @@ class Scheduler:
                 n_kept += 1
             else:
                 self._queue.remove(job)
-                events.append(self._start(job, idle))
+                events += self._start(job, idle)
         return events
 
     def _is_being_read(self, prompt: list[int]) -> bool:
@@ -157,7 +158,7 @@ class Scheduler:
             if slot.job and slot.job.first_at is None and slot.n_pure is None
         )
 
-    def _start(self, job: Job, idle: list[Slot]) -> Started:
+    def _start(self, job: Job, idle: list[Slot]) -> list[Event]:
         job.started_at = self._clock()
         place = self._prefix.place(job.prompt, idle, may_shift=job.dropped is not None)
         slot = place.sequence
@@ -169,7 +170,7 @@ class Scheduler:
         if job.wants_answer:
             self._close_thinking(slot, job)
         self._note_running()
-        return Started(
+        started = Started(
             id=job.request.id,
             prompt_tokens=len(job.prompt),
             cached_tokens=place.n_cached,
@@ -177,6 +178,8 @@ class Scheduler:
             in_thinking=job.in_thinking,
             dropped=job.dropped,
         )
+        has_room = len(slot.goal) <= self._engine.n_ctx  # the closing may have taken the last
+        return [started] if has_room else [started, *self._end(slot, "length")]
 
     def _checkpoints(self, prompt: list[int]) -> frozenset[int]:
         """Return lengths to remember: behind the system prompt, before the last question and its answer."""

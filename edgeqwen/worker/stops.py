@@ -14,7 +14,7 @@ class TextStream:
     """The text side of one request."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop = tuple(text for text in stop if text)
+        self._stop = tuple(filter(None, map(clean, stop)))  # as the text that they are looked for in
         self._hold = max(map(len, self._stop), default=1) - 1
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

@@ -238,6 +238,29 @@ def test_dropping_turns_of_one_leaves_those_who_share_its_cells_alone(models: Pa
             Oracle(fresh).check(asked.prompts[number], asked.answers[number], asked.scores[number])
 
 
+def test_a_step_cut_short_after_a_shift_spoils_nothing(models: Path) -> None:
+    """llama.cpp moves the values within that step, layer by layer; so they are read again."""
+    said = [f"{word} " * 20 for word in ("sea", "deep", "land", "wide", "sky")]
+    path = models / "qwen3.gguf"
+    with engine(path, n_ctx=512) as real, engine(path) as fresh:
+        asked = Asked(real)
+        for n_said in (1, 3):
+            asked.submit(request(n_said, conversation(random.Random(0), said[:n_said]), 20))
+            asked.run()
+        for number in (5, 6):
+            drops = request(number, conversation(random.Random(0), said), 20)
+            asked.submit(msgspec.structs.replace(drops, overflow="drop-oldest"))
+            if number == 5:
+                real.abort()
+                asked.step()
+                real.resume()
+                asked.cancel(5)
+        asked.run()
+        assert asked.started[5].dropped is not None
+        assert asked.started[5].cached_tokens > asked.started[6].cached_tokens
+        Oracle(fresh).check(asked.prompts[6], asked.answers[6], asked.scores[6])
+
+
 def test_a_hybrid_goes_back_to_where_the_question_began(models: Path) -> None:
     """Its answer comes back without the thinking, so the cache parts from the prompt at the answer's head."""
     with engine(models / "qwen35.gguf") as real, engine(models / "qwen35.gguf") as fresh:

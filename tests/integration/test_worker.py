@@ -18,7 +18,7 @@ import pytest
 from edgeqwen.chat.session import Session
 from edgeqwen.chat.thinking import Delta
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Generate, LoadParams, TextDelta
+from edgeqwen.engine.protocol import Generate, LoadParams, Prefill, TextDelta
 from edgeqwen.errors import ContextOverflow, EngineBusy, EngineError, InvalidInput, LoadFailed, WorkerLost
 from tests.support.asking import ask, script, user
 from tests.support.tiny import write_model
@@ -89,6 +89,18 @@ async def test_a_turn_that_never_began_is_taken_back(tmp_path: Path) -> None:
         assert session.conversation.branch() == []
         assert await hear(session, "short") == "ok"
         assert [message.role for message in session.conversation.branch()] == ["user", "assistant"]
+
+
+async def test_a_turn_cancelled_before_its_first_word_is_taken_back(tmp_path: Path) -> None:
+    path = script(tmp_path, pieces=["ok"], delay_s=0.05)
+    async with WorkerClient(tmp_path / "logs") as client:
+        await client.load(scripted(path, n_batch=8))
+        session = Session(client)
+        async with aclosing(session.ask("x" * 200)) as pieces:
+            async for piece in pieces:
+                assert isinstance(piece, Prefill)
+                await session.cancel()
+        assert session.conversation.branch() == []
 
 
 async def test_another_worker_can_be_started(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def test_the_longest_beginning_is_found_and_shorter_ones_are_replaced(tmp_path: 
     assert len(list(tmp_path.iterdir())) == 2
     assert read(tmp_path, [*range(240)]) == longer
     assert read(tmp_path, [7, *range(9)]) == other
+
+
+def test_a_slow_disk_gets_the_newest_and_memory_holds_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, written, given_up = threading.Event(), [], []
+
+    def slow(store: SavedStates, state: State) -> None:
+        gate.wait(30)
+        written.append(len(state.tokens))
+
+    monkeypatch.setattr(SavedStates, "_write", slow)
+    store = saved(tmp_path)
+    for length in (10, 20, 30, 40):  # one conversation that goes on
+        store.write(State([*range(length)], b"x"))
+    for other in range(4):  # and others that were left
+        store.write(State([-other - 1] * 5, b"x"), lambda other=other: given_up.append(other))
+    gate.set()
+    store.close()
+    assert written in ([10, 5, 5, 5], [40, 5, 5, 5], [10, 5, 5]), written
+    assert given_up[:1] == [0] or given_up[:2] == [0, 1], given_up
 
 
 def test_another_model_or_setting_finds_nothing(tmp_path: Path) -> None:

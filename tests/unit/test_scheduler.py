@@ -195,6 +195,18 @@ def test_a_budget_of_nothing_thinks_nothing(make: Make) -> None:
     assert finished(events).stats.thinking_tokens == 0
 
 
+@pytest.mark.parametrize("n_free", [1, 2, 5])
+def test_a_closing_that_has_no_room_ends_the_answer_and_no_other(make: Make, n_free: int) -> None:
+    n_ctx = 256
+    scheduler, _ = make(n_ctx=n_ctx, n_slots=2, pieces=["yes"], template=THINKING)
+    scheduler.submit(Generate(id=2, messages=user("hi")))
+    n_head = len(scheduler._queue[0].prompt) - 2
+    scheduler.submit(Generate(id=1, messages=user("x" * (n_ctx - n_free - n_head)), thinking_budget=0))
+    events = run(scheduler)
+    assert finished(events, 1).stop_reason == "length"
+    assert finished(events, 2).stop_reason == "eos"
+
+
 @pytest.mark.parametrize("stop", ["\n", "\n\n", "</think>"])
 def test_stop_strings_do_not_look_at_the_closing_that_is_put_in(make: Make, stop: str) -> None:
     scheduler, _ = make(pieces=["hm "] * 4, template=THINKING)
