@@ -30,7 +30,8 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     form: str = _FORM
     title: str
     system: str = ""
-    head: int | None = None
+    head: int | msgspec.UnsetType | None = msgspec.UNSET
+    """None: before the first message."""
     messages: list[Message] = msgspec.field(default_factory=list)
 
 
@@ -94,7 +95,9 @@ def _ours(chat: dict[str, Any]) -> Conversation | None:
         made = message.made and replace(message.made, model=clean(message.made.model))
         text, thinking = clean(message.text), clean(message.thinking)
         messages[message.id] = replace(message, text=text, thinking=thinking, made=made)
-    head = exported.head if exported.head in messages else max(messages, default=None)
+    head = exported.head
+    if isinstance(head, msgspec.UnsetType) or (head is not None and head not in messages):
+        head = max(messages, default=None)
     return Conversation(clean(exported.system), messages, head)
 
 

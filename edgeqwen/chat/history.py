@@ -126,9 +126,7 @@ class History:
                 return chat
         return self.create(conversation, self.title(chat))
 
-    def _add(
-        self, db: sqlite3.Connection, chat: int, conversation: Conversation, news: list[Message]
-    ) -> None:
+    def _add(self, db: sqlite3.Connection, chat: int, said: Conversation, news: list[Message]) -> None:
         now = self._clock()
         db.executemany(
             "INSERT INTO message (chat, id, parent, role, text, thinking, complete, made, said)"
@@ -138,7 +136,7 @@ class History:
         db.execute("DELETE FROM draft WHERE chat = ? AND pid = ?", (chat, os.getpid()))
         db.execute(
             "UPDATE chat SET head = ?, system = ? WHERE id = ?",
-            (conversation.head, conversation.system, chat),
+            (said.head, said.system, chat),
         )
         if news:
             db.execute("UPDATE chat SET updated = ?, deleted = NULL WHERE id = ?", (now, chat))
@@ -171,7 +169,9 @@ class History:
             message = _message(row)
             is_rooted = message.parent is None or message.parent in messages
             messages[message.id] = message if is_rooted else replace(message, parent=None)
-        head = found[1] if found[1] in messages else max(messages, default=None)
+        head = found[1]  # None: before the first message
+        if head is not None and head not in messages:
+            head = max(messages, default=None)
         return Conversation(found[0], messages, head)
 
     def chats(self, limit: int = 1000) -> list[Chat]:
@@ -184,22 +184,23 @@ class History:
         The index knows runs of three characters; shorter words, as most Chinese ones are, are looked for in
         what it leaves, or in everything.
         """
-        words = text.casefold().split()
+        words = [(word, word.casefold()) for word in text.split()]
         if not words:
             return self.chats(limit)
-        long = [word for word in words if len(word) >= 3]
+        # The index has a way of its own with cases, and keeps as it is what casefolding makes longer, as ß.
+        long = [word for word, folded in words if len(word) >= 3 and len(folded) == len(word)]
         conditions, values = [], []
         if long:
             conditions.append("message.row IN (SELECT rowid FROM words WHERE words MATCH ?)")
             values.append(" ".join('"' + word.replace('"', '""') + '"' for word in long))
-        for word in words:
-            if len(word) < 3:
+        for word, folded in words:
+            if word not in long:
                 conditions.append("instr(fold(message.text), ?) > 0")
-                values.append(word)
+                values.append(folded)
         inside = f"chat.id IN (SELECT chat FROM message WHERE {' AND '.join(conditions)})"
         titled = " AND ".join("instr(fold(chat.title), ?) > 0" for _ in words)
         condition = f"chat.deleted IS NULL AND ({inside} OR ({titled}))"
-        return self._chats(condition, (*values, *words), limit)
+        return self._chats(condition, (*values, *(folded for _, folded in words)), limit)
 
     def rename(self, chat: int, title: str) -> None:
         """Give a chat another title. Raises NotFound, StoreError, as the next three do."""

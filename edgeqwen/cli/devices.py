@@ -12,6 +12,7 @@ from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Devices
+from edgeqwen.machine.memory import available_bytes
 from edgeqwen.text import size_text
 
 
@@ -23,7 +24,11 @@ def devices(invocation: Invocation) -> None:
 
     GPUs show up where llama-cpp-python was built for them: CUDA, Vulkan, Metal.
     """
-    found = asyncio.run(_ask(invocation)).devices
+    # llama.cpp says of the CPU that all memory is free.
+    found = [
+        msgspec.structs.replace(one, free_bytes=available_bytes()) if one.kind == "cpu" else one
+        for one in asyncio.run(_ask(invocation)).devices
+    ]
     if invocation.as_json:
         output.document([msgspec.structs.asdict(device) for device in found])
         return

@@ -110,7 +110,7 @@ class EdgeApp(App[None]):
             all_cores=n_threads >= (os.cpu_count() or 1),
         )
         self.chat = ChatScreen(
-            library, self._queue, self.gauge, self.record, base_interval=base, plots=not self.low_bandwidth
+            library, self._queue, self.gauge, self.record, flush_s=base, plots=not self.low_bandwidth
         )
         self.register_theme(_CONTRAST)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import Paste
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 from textual.worker import WorkerCancelled, WorkerFailed
@@ -57,18 +59,11 @@ class ChatScreen(Screen[None]):
     ]
 
     def __init__(
-        self,
-        library: Library,
-        queue: PullQueue,
-        gauge: Gauge,
-        record: Record,
-        *,
-        base_interval: float,
-        plots: bool,
+        self, library: Library, queue: PullQueue, gauge: Gauge, record: Record, *, flush_s: float, plots: bool
     ) -> None:
         super().__init__()
         self.library, self.queue, self.gauge, self.record = library, queue, gauge, record
-        self._base_interval, self._plots = base_interval, plots
+        self._base_interval, self._plots = flush_s, plots
         self._desk: Desk | None = None
         self._answering: Answering | None = None
         self._editing: int | None = None
@@ -104,6 +99,10 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.prompt.focus()
+
+    def on_paste(self, event: Paste) -> None:
+        self.prompt.focus()
+        self.prompt.post_message(event)
 
     def tell(self, text: str, *, severity: str = "information") -> None:
         """Say a sentence in a corner of the screen."""
@@ -156,6 +155,8 @@ class ChatScreen(Screen[None]):
         finally:
             self.gauge.activity = ""
         self.gauge.model, self.gauge.n_ctx, self.gauge.n_context = loaded.name, loaded.ready.n_ctx, 0
+        self.gauge.rate = None  # what was measured was another model's
+        self.record.answers.clear()
         self.gauge.kv_bytes = loaded.plan.estimate.kv_cache if loaded.plan.estimate else 0
         for notice in loaded.notices:
             self.tell(notice, severity="warning")
@@ -176,14 +177,15 @@ class ChatScreen(Screen[None]):
         elif key == "run.full":
             desk.session.overflow = usual.overflow
         desk.apply_settings()
-        self.prompt.enter_sends = self.library.config.tui.enter_sends
+        self.prompt.use_enter(sends=self.library.config.tui.enter_sends)
         self.app.follow_settings()  # type: ignore[attr-defined]
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
         first, *rest = event.text.split(maxsplit=1)
         if first.startswith("/") and "/" not in first[1:]:  # else it is a path
             name = first[1:]
-            if name not in commands.COMMANDS:
+            command = commands.COMMANDS.get(name)
+            if command is None or (rest and not command.takes):
                 self.prompt.put_back(event.text)
             self._run_command(name, self.prompt.with_attachments(rest[0]) if rest else "")
         else:
@@ -238,8 +240,9 @@ class ChatScreen(Screen[None]):
     async def _stream(self) -> None:
         """Show the question at the end of the branch and its answer as it comes."""
         desk, session = self.desk, self.desk.session
-        await self._show_branch()
+        await self.transcript.follow(desk.conversation)
         view = await self.transcript.begin_answer(session.model)
+        self.gauge.rate = None  # until this answer has one
         answering = self._answering = Answering(view, self._base_interval, session.thinking_budget)
         failure: EdgeQwenError | None = None
         before = session.reply
@@ -252,17 +255,6 @@ class ChatScreen(Screen[None]):
         head = desk.conversation.branch()[-1]
         await self.transcript.end_answer(desk.conversation, head if head.role == "assistant" else None)
         await self._tell_end(session.reply if session.reply is not before else None, failure)
-
-    async def _show_branch(self) -> None:
-        """Bring the transcript up to the conversation's head without drawing again what is right."""
-        branch = self.desk.conversation.branch()
-        shown = [view.message.id for view in self.transcript.views]
-        wanted = [message.id for message in branch]
-        if shown and wanted[: len(shown)] == shown:
-            for message in branch[len(shown) :]:
-                await self.transcript.add(self.desk.conversation, message)
-        else:
-            await self.transcript.show(self.desk.conversation)
 
     async def _tell_end(self, reply: Reply | None, failure: EdgeQwenError | None) -> None:
         if reply and reply.finished:
@@ -311,17 +303,18 @@ class ChatScreen(Screen[None]):
         if command is None:
             near = ", ".join(f"/{one}" for one in commands.COMMANDS if one.startswith(name[:2]))
             self.tell(_("unknown command: /{name}").format(name=name) + (f" ({near}?)" if near else ""))
-            return
-        try:
-            await command.run(self, rest)
-        except EdgeQwenError as error:
-            self.fail(error)
+        elif rest and not command.takes:
+            self.tell(_("/{name} takes no text").format(name=name))
+        else:
+            await self._attempt(command.run(self, rest))
 
     @work(group="command")
     async def on_message_view_asked(self, event: MessageView.Asked) -> None:
-        message = event.view.message
+        await self._attempt(commands.do_with(self, event.view.message, event.what))
+
+    async def _attempt(self, doing: Awaitable[None]) -> None:
         try:
-            await commands.do_with(self, message, event.what)
+            await doing
         except EdgeQwenError as error:
             self.fail(error)
 

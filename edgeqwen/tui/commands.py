@@ -19,7 +19,7 @@ from typing import Protocol, cast, get_args
 
 from textual.app import App, SuspendNotSupported
 from textual.binding import Binding
-from textual.worker import Worker
+from textual.worker import Worker, WorkerCancelled, WorkerFailed
 
 from edgeqwen.chat.conversation import Message
 from edgeqwen.chat.desk import Desk
@@ -165,10 +165,13 @@ async def _preset(screen: ChatFace, _rest: str) -> None:
         await screen.transcript.notice(f"{chosen[0].title}\n{chosen[1]}")
 
 
-@_command("system", "Set the system prompt of this chat", takes="[TEXT]")
+@_command("system", "Set the system prompt of this chat", takes="[TEXT|off]")
 async def _system(screen: ChatFace, rest: str) -> None:
-    await screen.desk.set_system(rest)
-    screen.tell(_("the system prompt is set") if rest else _("there is no system prompt now"))
+    if not rest:
+        screen.prompt.put(f"/system {screen.desk.conversation.system}")
+        return
+    await screen.desk.set_system("" if rest == "off" else rest)
+    screen.tell(_("there is no system prompt now") if rest == "off" else _("the system prompt is set"))
 
 
 @_command("settings", "Settings", "f2")
@@ -207,6 +210,8 @@ async def _thoughts(screen: ChatFace, _rest: str) -> None:
 @_command("think", "Thinking on or off", "ctrl+t", "[on|off|auto]")
 async def _think(screen: ChatFace, rest: str) -> None:
     states = {"on": True, "off": False, "auto": None}
+    if rest and rest not in states:
+        raise InvalidInput(_("choose one of: {names}").format(names=", ".join(states)))
     desk = screen.desk
     desk.think = states.get(rest, desk.session.think is not True)
     desk.apply_settings()
@@ -214,10 +219,13 @@ async def _think(screen: ChatFace, rest: str) -> None:
     screen.tell(words[desk.session.think])
 
 
-@_command("budget", "End the thinking after so many tokens", takes="[N]")
+@_command("budget", "End the thinking after so many tokens", takes="[N|off]")
 async def _budget(screen: ChatFace, rest: str) -> None:
-    screen.desk.session.thinking_budget = _number(rest) if rest else None
-    screen.tell(_("thinking budget: {n}").format(n=rest or _("none")))
+    session = screen.desk.session
+    if rest:
+        session.thinking_budget = None if rest == "off" else _number(rest)
+    budget = session.thinking_budget
+    screen.tell(_("thinking budget: {n}").format(n=_("none") if budget is None else budget))
 
 
 @_command("full", "What to do when the context is full", takes="[POLICY]")
@@ -231,8 +239,9 @@ async def _full(screen: ChatFace, rest: str) -> None:
 
 @_command("retry", "Answer the last question again", "ctrl+g", "[REF]")
 async def _retry(screen: ChatFace, rest: str) -> None:
-    if not rest or await screen.load(rest).wait():
-        screen.regenerate(None)
+    with suppress(WorkerCancelled, WorkerFailed):  # another load has taken its place
+        if not rest or await screen.load(rest).wait():
+            screen.regenerate(None)
 
 
 @_command("edit", "Edit the last question")

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from textual.events import Paste
 from textual.widgets import Button, Input, OptionList, Static
 
 from edgeqwen.tui.commands import COMMANDS
@@ -128,6 +129,31 @@ async def test_a_draft_outlives_the_editing_of_another_message(open_app: Open) -
         assert prompt.text == "a long thought", "it comes back when the edited message is sent"
 
 
+async def test_given_up_drafts_and_pastes_elsewhere_are_kept(open_app: Open) -> None:
+    async with open_app(pieces=["?"]) as pilot:
+        app = app_of(pilot)
+        await ask(pilot, "first")
+        app.chat.prompt.put("a long thought")
+        await pilot.press("ctrl+c", "ctrl+n", "up")
+        await until(pilot, lambda: app.chat.prompt.text == "a long thought", "Up brings it back")
+        app.chat.prompt.put("")
+        await ask(pilot, "second")
+        app.chat.query(MessageView).first().focus()
+        await pilot.pause()
+        app.post_message(Paste("from elsewhere"))
+        await until(pilot, lambda: app.chat.prompt.text == "from elsewhere", "it is in the prompt")
+
+
+async def test_of_two_retries_with_a_model_the_later_one_counts(open_app: Open, tmp_path: Path) -> None:
+    async with open_app(pieces=["ok"]) as pilot:
+        app = app_of(pilot)
+        await ask(pilot, "first")
+        for _ in range(2):
+            app.chat._run_command("retry", app.chat.gauge.model)
+        await until(pilot, lambda: messages(pilot) == ["first", "ok"], "it is answered")
+        assert app.return_code in (None, 0)
+
+
 async def test_text_and_code_are_copied_and_saved(open_app: Open, home: Path, tmp_path: Path) -> None:
     async with open_app(**TABLE) as pilot:
         app = app_of(pilot)
@@ -241,7 +267,9 @@ async def test_slash_commands_answer_and_unknown_ones_say_so(open_app: Open) -> 
     async with open_app(pieces=["ok"]) as pilot:
         app = app_of(pilot)
         for text, words in [
+            ("/system off", "there is no system prompt now"),
             ("/system Be kind", "the system prompt is set"),
+            ("/think of", "choose one of: on, off, auto"),
             ("/full drop-oldest", "drop-oldest"),
             ("/full nonsense", "choose one of"),
             ("/budget 64", "64"),
@@ -256,6 +284,13 @@ async def test_slash_commands_answer_and_unknown_ones_say_so(open_app: Open) -> 
             await until(pilot, lambda words=words: any(words in toast for toast in toasts(pilot)), words)
         assert (app.chat.desk.conversation.system, app.chat.desk.overflow) == ("Be kind", "drop-oldest")
         assert app.chat.desk.session.thinking_budget == 64
+        await say(pilot, "/new tell me a joke")
+        await until(pilot, lambda: "/new takes no text" in "".join(toasts(pilot)), "it is refused")
+        assert app.chat.prompt.text == "/new tell me a joke"
+        app.chat.prompt.put("")
+        await say(pilot, "/system")
+        await until(pilot, lambda: app.chat.prompt.text == "/system Be kind", "it is there to be changed")
+        app.chat.prompt.put("")
         await pilot.press("f1")
         await until(pilot, lambda: all(f"/{name}" in shown(pilot) for name in COMMANDS), "help names all")
 

@@ -169,6 +169,24 @@ def test_a_folder_that_cannot_be_is_a_store_error(tmp_path: Path) -> None:
         History(tmp_path / "file" / "chats.db")
 
 
+def test_words_that_casefolding_makes_longer_are_found(history: History) -> None:
+    history.create(talk("Die Straße ist groß, in İstanbul"), "a walk")
+    for text in ("Straße", "straße groß", "İstanbul", "ist gro"):
+        assert [chat.title for chat in history.search(text)] == ["a walk"], text
+
+
+def test_a_chat_deleted_from_its_first_message_on_stays_empty(history: History, tmp_path: Path) -> None:
+    said = talk("q", "a")
+    chat = history.create(said, "q")
+    said.head = None
+    history.save(chat, said)
+    assert history.load(chat).branch() == []
+    file = tmp_path / "chat.json"
+    file.write_bytes(to_json("t", history.load(chat)))
+    import_chats(file, history)
+    assert all(history.load(one.id).branch() == [] for one in history.chats())
+
+
 def test_two_programs_write_one_history(tmp_path: Path) -> None:
     one, two = History(tmp_path / "chats.db"), History(tmp_path / "chats.db")
     one.create(talk("from one"), "one")

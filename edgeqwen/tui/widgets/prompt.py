@@ -31,13 +31,18 @@ class Prompt(TextArea):
             self.text = text
 
     def __init__(self, *, enter_sends: bool, blinks: bool) -> None:
-        super().__init__(soft_wrap=True, id="prompt", placeholder=_placeholder(enter_sends))
+        super().__init__(soft_wrap=True, id="prompt")
         self.cursor_blink = blinks
-        self.enter_sends = enter_sends
+        self.use_enter(sends=enter_sends)
         self._attachments: list[str] = []
         self._sent: list[str] = []
         self._at: int | None = None
+        self._given_up: list[str] = []
         self._aside: str | None = None
+
+    def use_enter(self, *, sends: bool) -> None:
+        """Let Enter send, or break the line and Ctrl+J send."""
+        self.enter_sends, self.placeholder = sends, _placeholder(sends)
 
     def _press(self, *, is_enter: bool) -> None:
         """Send, or break the line: by Enter or the other key, as the settings say."""
@@ -70,6 +75,7 @@ class Prompt(TextArea):
     def give_up(self) -> None:
         """Clear the prompt, or go back to the draft that was laid aside; Up brings back what was there."""
         if self.text:
+            self._given_up.append(self.text)
             self._sent, self._at = [*self._sent, self.text][-_KEPT:], None
         self.put("")
         self.take_up()
@@ -83,7 +89,7 @@ class Prompt(TextArea):
 
     def remember(self, texts: list[str]) -> None:
         """Take what was sent in this chat before, oldest first; no earlier message is edited any more."""
-        self._sent, self._at = texts[-_KEPT:], None
+        self._sent, self._at = [*texts, *self._given_up][-_KEPT:], None
         self.take_up()
 
     def with_attachments(self, text: str) -> str:

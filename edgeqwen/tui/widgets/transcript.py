@@ -43,10 +43,16 @@ class Transcript(VerticalScroll, can_focus=False):
         await self.mount_all([_view(conversation, message) for message in branch[self._n_hidden :]])
         self.anchor()
 
-    async def add(self, conversation: Conversation, message: Message) -> None:
-        """Draw one more message at the end."""
-        await self.mount(_view(conversation, message))
-        self.anchor()
+    async def follow(self, conversation: Conversation) -> None:
+        """Come up to a conversation's head without drawing again what is right."""
+        branch = conversation.branch()
+        shown = [view.message.id for view in self.views]
+        wanted = [message.id for message in branch]
+        if shown and wanted[: len(shown)] == shown:
+            await self.mount_all([_view(conversation, message) for message in branch[len(shown) :]])
+            self.anchor()
+        else:
+            await self.show(conversation)
 
     async def begin_answer(self, name: str) -> GrowingView:
         """Draw the place where an answer will grow."""
