@@ -1,7 +1,7 @@
 """Trains the built-in demo model from the text in scripts/demo and writes it as a GGUF file.
 
     pip install torch==2.13.0 tokenizers gguf
-    python scripts/train_demo_model.py [--steps N] [--seed 1] [--to FILE]
+    python scripts/train_demo_model.py [--steps N] [--seed 1] [--to FILE] [--from FILE]
 
 A Qwen3 of 3.7 million parameters, from nothing, on the CPU; under two hours on two cores. The same seed,
 steps, versions and machine give the same model. scripts/check_demo_model.py asks it what it has never seen.
@@ -38,7 +38,7 @@ _SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BATCH_TOKENS, _RATE, _WARMUP, _DROPOUT = 3072, 2e-3, 100, 0.15
-N_STEPS = 6000
+N_STEPS = 6500
 _N_KEEPING = 500
 _N_TELLING = 25  # steps between two lines of progress
 
@@ -133,14 +133,7 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 
 def train_tokenizer(corpus: Corpus) -> Tokenizer:
     """Return a byte-level BPE of N_VOCAB tokens, Qwen's control tokens among them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _splitting(Tokenizer(models.BPE()))
     trainer = trainers.BpeTrainer(
         vocab_size=N_VOCAB - len(CONTROLS) - len(MARKERS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -149,8 +142,24 @@ def train_tokenizer(corpus: Corpus) -> Tokenizer:
     talker = Talker(corpus, seed=0)
     texts = (text for talk in talker.epoch() for text, _ in talk)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)])
+    tokenizer = _finished(tokenizer)
     assert tokenizer.get_vocab_size() == N_VOCAB, "the text has too few different words for so many tokens"
+    return tokenizer
+
+
+def _splitting(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _finished(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)])
     return tokenizer
 
 
@@ -198,6 +207,7 @@ class Plan:
 
     n_steps: int
     seed: int
+    rate: float = _RATE
 
 
 def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, plan: Plan) -> Iterator[int]:
@@ -211,7 +221,7 @@ def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, plan: Plan) -> Ite
     endless = batches(tokenizer, Talker(corpus, plan.seed), model.shape.context)
     for step, (inputs, targets) in zip(range(1, n_steps + 1), endless, strict=False):
         fall = 0.02 + 0.98 * (1 + math.cos(math.pi * step / n_steps)) / 2
-        rate = _RATE * min(1.0, step / _WARMUP) * fall
+        rate = plan.rate * min(1.0, step / _WARMUP) * fall
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -268,6 +278,20 @@ def write_gguf(model: Model, tokenizer: Tokenizer, path: Path) -> None:
     writer.close()
 
 
+def go_on(model: Model, path: Path) -> Tokenizer:
+    """Take over the weights of a file that `write_gguf` has written, and return its tokenizer."""
+    reader = gguf.GGUFReader(path)
+    found = {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors
+    }
+    model.load_state_dict({name: torch.tensor(data) for name, data in found.items()})
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    merges = [tuple(pair.split(" ")) for pair in reader.fields["tokenizer.ggml.merges"].contents()]
+    n_plain = N_VOCAB - len(CONTROLS) - len(MARKERS)
+    vocabulary = {token: index for index, token in enumerate(tokens[:n_plain])}
+    return _finished(_splitting(Tokenizer(models.BPE(vocabulary, merges))))
+
+
 def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     kinds = {name: gguf.TokenType.CONTROL for name in CONTROLS}
@@ -289,14 +313,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=N_STEPS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--to", type=Path, default=TARGET)
+    parser.add_argument("--from", type=Path, dest="before", help="go on with this model, at half the rate")
     options = parser.parse_args()
     corpus = load_corpus()
     torch.manual_seed(options.seed)
     model = Model(Shape())
-    tokenizer = train_tokenizer(corpus)
+    tokenizer = go_on(model, options.before) if options.before else train_tokenizer(corpus)
+    plan = Plan(options.steps, options.seed, _RATE / 2 if options.before else _RATE)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
-    for _ in train(model, tokenizer, corpus, Plan(options.steps, options.seed)):
+    for _ in train(model, tokenizer, corpus, plan):
         write_gguf(model, tokenizer, options.to)
     write_gguf(model, tokenizer, options.to)
     print(options.to)
