@@ -38,7 +38,7 @@ _SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BATCH_TOKENS, _RATE, _WARMUP, _DROPOUT = 3072, 2e-3, 100, 0.15
-N_STEPS = 6500
+N_STEPS = 6000
 _N_KEEPING = 500
 _N_TELLING = 25  # steps between two lines of progress
 

@@ -19,7 +19,7 @@ _QUOTES = '"""'
 _HELP = f"""\
 /help            this list
 /clear           start a new conversation
-/system [TEXT]   set the system prompt; "off" takes it away, nothing shows it
+/system [TEXT]   set the system prompt, or take it away
 /think           let the model think first, where it can
 /nothink         do not
 /full POLICY     when the context is full: stop, drop-oldest, drop-thinking or keep-ends
@@ -95,10 +95,9 @@ class LineChat:
             session.conversation = Conversation(session.conversation.system)
             output.note("a new conversation begins")
         elif command == "/system":
-            text = rest.strip()
-            if text:
-                session.conversation.system = "" if text == "off" else text
-            output.note(f"system prompt: {session.conversation.system or 'none'}")
+            text = "" if rest.strip() == "off" else rest.strip()
+            session.conversation.system = text
+            output.note("the system prompt is set" if text else "there is no system prompt now")
         elif command == "/full" and rest.strip() in get_args(Overflow):
             session.overflow = cast(Overflow, rest.strip())
             output.note(f"when the context is full: {session.overflow}")

@@ -165,13 +165,11 @@ async def _preset(screen: ChatFace, _rest: str) -> None:
         await screen.transcript.notice(f"{chosen[0].title}\n{chosen[1]}")
 
 
-@_command("system", "Set the system prompt of this chat", takes="[TEXT|off]")
+@_command("system", "Set the system prompt of this chat", takes="TEXT|off")
 async def _system(screen: ChatFace, rest: str) -> None:
-    if not rest:
-        screen.prompt.put(f"/system {screen.desk.conversation.system}")
-        return
-    await screen.desk.set_system("" if rest == "off" else rest)
-    screen.tell(_("there is no system prompt now") if rest == "off" else _("the system prompt is set"))
+    text = "" if rest == "off" else rest
+    await screen.desk.set_system(text)
+    screen.tell(_("the system prompt is set") if text else _("there is no system prompt now"))
 
 
 @_command("settings", "Settings", "f2")

@@ -288,9 +288,6 @@ async def test_slash_commands_answer_and_unknown_ones_say_so(open_app: Open) -> 
         await until(pilot, lambda: "/new takes no text" in "".join(toasts(pilot)), "it is refused")
         assert app.chat.prompt.text == "/new tell me a joke"
         app.chat.prompt.put("")
-        await say(pilot, "/system")
-        await until(pilot, lambda: app.chat.prompt.text == "/system Be kind", "it is there to be changed")
-        app.chat.prompt.put("")
         await pilot.press("f1")
         await until(pilot, lambda: all(f"/{name}" in shown(pilot) for name in COMMANDS), "help names all")
 
