@@ -1,7 +1,7 @@
 """Trains the built-in demo model from the text in scripts/demo and writes it as a GGUF file.
 
     pip install torch==2.13.0 tokenizers gguf
-    python scripts/train_demo_model.py [--steps N] [--seed 1] [--to FILE] [--from FILE]
+    python scripts/train_demo_model.py [--steps N] [--seed 1] [--to FILE]
 
 A Qwen3 of 3.7 million parameters, from nothing, on the CPU; under two hours on two cores. The same seed,
 steps, versions and machine give the same model. scripts/check_demo_model.py asks it what it has never seen.
@@ -133,7 +133,14 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 
 def train_tokenizer(corpus: Corpus) -> Tokenizer:
     """Return a byte-level BPE of N_VOCAB tokens, Qwen's control tokens among them."""
-    tokenizer = _splitting(Tokenizer(models.BPE()))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=N_VOCAB - len(CONTROLS) - len(MARKERS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -142,24 +149,8 @@ def train_tokenizer(corpus: Corpus) -> Tokenizer:
     talker = Talker(corpus, seed=0)
     texts = (text for talk in talker.epoch() for text, _ in talk)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer = _finished(tokenizer)
-    assert tokenizer.get_vocab_size() == N_VOCAB, "the text has too few different words for so many tokens"
-    return tokenizer
-
-
-def _splitting(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _finished(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (*CONTROLS, *MARKERS)])
+    assert tokenizer.get_vocab_size() == N_VOCAB, "the text has too few different words for so many tokens"
     return tokenizer
 
 
@@ -207,7 +198,6 @@ class Plan:
 
     n_steps: int
     seed: int
-    rate: float = _RATE
 
 
 def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, plan: Plan) -> Iterator[int]:
@@ -221,7 +211,7 @@ def train(model: Model, tokenizer: Tokenizer, corpus: Corpus, plan: Plan) -> Ite
     endless = batches(tokenizer, Talker(corpus, plan.seed), model.shape.context)
     for step, (inputs, targets) in zip(range(1, n_steps + 1), endless, strict=False):
         fall = 0.02 + 0.98 * (1 + math.cos(math.pi * step / n_steps)) / 2
-        rate = plan.rate * min(1.0, step / _WARMUP) * fall
+        rate = _RATE * min(1.0, step / _WARMUP) * fall
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -278,20 +268,6 @@ def write_gguf(model: Model, tokenizer: Tokenizer, path: Path) -> None:
     writer.close()
 
 
-def go_on(model: Model, path: Path) -> Tokenizer:
-    """Take over the weights of a file that `write_gguf` has written, and return its tokenizer."""
-    reader = gguf.GGUFReader(path)
-    found = {
-        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors
-    }
-    model.load_state_dict({name: torch.tensor(data) for name, data in found.items()})
-    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
-    merges = [tuple(pair.split(" ")) for pair in reader.fields["tokenizer.ggml.merges"].contents()]
-    n_plain = N_VOCAB - len(CONTROLS) - len(MARKERS)
-    vocabulary = {token: index for index, token in enumerate(tokens[:n_plain])}
-    return _finished(_splitting(Tokenizer(models.BPE(vocabulary, merges))))
-
-
 def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     kinds = {name: gguf.TokenType.CONTROL for name in CONTROLS}
@@ -313,16 +289,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=N_STEPS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--to", type=Path, default=TARGET)
-    parser.add_argument("--from", type=Path, dest="before", help="go on with this model, at half the rate")
     options = parser.parse_args()
     corpus = load_corpus()
     torch.manual_seed(options.seed)
     model = Model(Shape())
-    tokenizer = go_on(model, options.before) if options.before else train_tokenizer(corpus)
-    plan = Plan(options.steps, options.seed, _RATE / 2 if options.before else _RATE)
+    tokenizer = train_tokenizer(corpus)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
-    for _ in train(model, tokenizer, corpus, plan):
+    for _ in train(model, tokenizer, corpus, Plan(options.steps, options.seed)):
         write_gguf(model, tokenizer, options.to)
     write_gguf(model, tokenizer, options.to)
     print(options.to)

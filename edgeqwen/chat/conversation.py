@@ -98,3 +98,8 @@ class Conversation:
         system = (ChatMessage(role="system", content=self.system),) if self.system else ()
         said = (ChatMessage(role=message.role, content=message.text) for message in self.branch())
         return (*system, *said)
+
+
+def head_in(messages: dict[int, Message], head: int | None) -> int | None:
+    """Return a head that was kept somewhere, or the newest message when that one is not there."""
+    return head if head is None or head in messages else max(messages, default=None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgeqwen.chat.conversation import Conversation, Message
+from edgeqwen.chat.conversation import Conversation, Message, head_in
 from edgeqwen.chat.history import History
 from edgeqwen.engine.protocol import Role
 from edgeqwen.errors import InvalidInput
@@ -30,8 +30,8 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     form: str = _FORM
     title: str
     system: str = ""
-    head: int | msgspec.UnsetType | None = msgspec.UNSET
-    """None: before the first message."""
+    head: int | None = 0
+    """None: before the first message; one that is not there: the newest."""
     messages: list[Message] = msgspec.field(default_factory=list)
 
 
@@ -95,10 +95,7 @@ def _ours(chat: dict[str, Any]) -> Conversation | None:
         made = message.made and replace(message.made, model=clean(message.made.model))
         text, thinking = clean(message.text), clean(message.thinking)
         messages[message.id] = replace(message, text=text, thinking=thinking, made=made)
-    head = exported.head
-    if isinstance(head, msgspec.UnsetType) or (head is not None and head not in messages):
-        head = max(messages, default=None)
-    return Conversation(clean(exported.system), messages, head)
+    return Conversation(clean(exported.system), messages, head_in(messages, exported.head))
 
 
 def _chatgpt(chat: dict[str, Any]) -> Conversation | None:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from edgeqwen.chat.conversation import Conversation, Made, Message
+from edgeqwen.chat.conversation import Conversation, Made, Message, head_in
 from edgeqwen.errors import NotFound, StoreError
 from edgeqwen.text import clean_line
 
@@ -169,10 +169,7 @@ class History:
             message = _message(row)
             is_rooted = message.parent is None or message.parent in messages
             messages[message.id] = message if is_rooted else replace(message, parent=None)
-        head = found[1]  # None: before the first message
-        if head is not None and head not in messages:
-            head = max(messages, default=None)
-        return Conversation(found[0], messages, head)
+        return Conversation(found[0], messages, head_in(messages, found[1]))
 
     def chats(self, limit: int = 1000) -> list[Chat]:
         """Return the chats, pinned ones first, then the newest."""

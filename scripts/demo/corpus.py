@@ -102,7 +102,7 @@ def load_corpus() -> Corpus:
     asked = [one for topic in topics.values() for one in _questions(topic, "ask")]
     held_out = [one for topic in topics.values() for one in _questions(topic, "held_out")]
     corpus = Corpus(
-        asked=(*asked, *asked, *by_others("asked"), *_sums()),  # ours twice: they are asked first
+        asked=(*asked, *by_others("asked"), *_sums()),
         held_out=tuple(held_out),
         by_strangers=tuple(by_others("strangers")),
         tools=tuple(_read("tools")["tool"]),
@@ -204,7 +204,7 @@ class Talker:
                 yield self._tool_call()
 
     def _conversation(self, questions: list[Question]) -> list[tuple[str, bool]]:
-        mode = self._random.choices(("chat", "think", "told"), (48, 42, 10))[0]
+        mode = self._random.choices(("chat", "think", "told"), (62, 28, 10))[0]
         parts: list[tuple[str, bool]] = []
         if self._random.random() < 0.25:
             parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
