@@ -185,11 +185,15 @@ class EdgeApp(App[None]):
         self.record.tick(self.gauge, is_answering=self.chat.is_answering)
         self._count_downloads()
         self.chat.draw(second=True)
-        if isinstance(self.screen, MonitorScreen):
-            self.screen.draw()
+        self._draw_monitor()
 
     def _draw(self) -> None:
         self.chat.draw(second=False)
+
+    def _draw_monitor(self) -> None:
+        # A screen is the app's from the key that opens it on, and has its widgets only a moment later.
+        if isinstance(self.screen, MonitorScreen) and self.screen.is_mounted:
+            self.screen.draw()
 
     def _count_downloads(self) -> None:
         downloads = self._queue.downloads

@@ -15,7 +15,6 @@ from edgeqwen.chat.history import History
 from edgeqwen.errors import StoreError
 from edgeqwen.tui.screens.chooser import Chooser
 from edgeqwen.tui.screens.dialogs import Confirm
-from edgeqwen.tui.screens.monitor import MonitorScreen
 from edgeqwen.tui.widgets.message import MessageView
 from edgeqwen.tui.widgets.monitor import MonitorView
 from tests.support.asking import script
@@ -118,8 +117,9 @@ async def test_the_monitor_opens_while_a_model_loads(open_app: Open, tmp_path: P
     async with open_app(pieces=["ok"], size=(80, 24)) as pilot:
         app = app_of(pilot)
         app.chat.load(str(other))
-        await pilot.press("f3")
-        await until(pilot, lambda: isinstance(app.screen, MonitorScreen), "it is over the screen")
+        app.chat.show_monitor()
+        app._draw_monitor()  # as when a second is full before the screen has its widgets
+        await until(pilot, lambda: list(app.screen.query("#health")), "it is over the screen")
         health = app.screen.query_one("#health", Static)
         await until(pilot, lambda: "health: " in str(health.visual), "doctor has looked")
         await until(pilot, lambda: app.gauge.model == other.name, "the model is loaded")
