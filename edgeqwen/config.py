@@ -83,7 +83,7 @@ class KvConfig:
     """The KV cache on disk, by which a conversation goes on without being read again."""
 
     max_mib: int = 2048
-    """MiB of all files together, those not used for longest go first; 0 keeps none."""
+    """MiB of all files together, the longest unused go first; a larger one is not kept, 0 keeps none."""
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,10 @@ class Engine(Protocol):
         """Go back to `length`, where the checkpoint was made; False: it did not work, the slot is empty."""
         ...
 
+    def state_bytes(self, slot: int) -> int:
+        """Return the size of what `save` would return."""
+        ...
+
     def save(self, slot: int) -> bytes | bytearray:
         """Return a slot's whole state."""
         ...

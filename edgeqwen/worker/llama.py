@@ -225,6 +225,9 @@ class LlamaEngine:
         self.trim(slot, 0)
         return False
 
+    def state_bytes(self, slot: int) -> int:
+        return int(L.llama_state_seq_get_size_ext(self._ctx, slot, _WHOLE))
+
     def save(self, slot: int) -> bytearray:
         return self._get_state(slot, _WHOLE)
 

@@ -219,6 +219,8 @@ class PrefixCache:
             return
         if sequence.n_pure is not None:
             return  # another conversation with these tokens would get other values
+        if not self._saved.takes(self._engine.state_bytes(sequence.index)):
+            return  # looked at before it is copied: a small machine has no room for a second one
 
         def on_failure() -> None:
             sequence.n_saved = 0  # on the writer's thread: the next save tries again

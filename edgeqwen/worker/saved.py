@@ -120,13 +120,17 @@ class SavedStates:
             self._forget(path, error)
             return None
 
+    def takes(self, n_bytes: int) -> bool:
+        """Say whether a state of this size may be kept at all."""
+        return n_bytes <= self._max_bytes
+
     def write(self, state: State, on_failure: Callable[[], None] = lambda: None) -> None:
         """Save a sequence in the background; one write at a time. `on_failure` is called over there.
 
         On a slow disk what waits is given up: what this one goes on with, else the oldest, when there are
         more than one for each sequence and one that was left.
         """
-        if state.size > self._max_bytes:
+        if not self.takes(state.size):
             return
         waiting = [one for one in self._waiting if not (one.future.running() or one.future.done())]
         outdated = [one for one in waiting if one.tokens == state.tokens[: len(one.tokens)]]

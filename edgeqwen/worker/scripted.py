@@ -131,6 +131,9 @@ class ScriptedEngine:
     def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
         return self.trim(slot, length)
 
+    def state_bytes(self, slot: int) -> int:
+        return len(self.save(slot))
+
     def save(self, slot: int) -> bytes:
         return msgspec.json.encode(self._cache[slot])
 

@@ -277,6 +277,17 @@ def test_a_hybrid_goes_back_to_where_the_question_began(models: Path) -> None:
             Oracle(fresh).check(prompt, asked.answers[number], asked.scores[number])
 
 
+def test_a_state_too_large_to_keep_is_not_even_copied(models: Path, tmp_path: Path) -> None:
+    with engine(models / "qwen3.gguf") as real:
+        copied: list[int] = []
+        real.save = lambda slot: copied.append(slot) or bytearray()  # type: ignore[method-assign, func-returns-value]
+        asked = Asked(real, SavedStates(tmp_path / "kv", "a key", 1 << 10))
+        asked.submit(request(1, (ChatMessage(role="user", content="Once upon a time " * 20),), 8))
+        asked.run()
+        asked.scheduler.close()
+    assert not copied
+
+
 def test_a_conversation_survives_the_program(models: Path, tmp_path: Path) -> None:
     messages = (ChatMessage(role="user", content="Once upon a time " * 20),)
     cached = []
