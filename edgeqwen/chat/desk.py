@@ -157,8 +157,9 @@ class Desk:
         with self.turn():
             siblings = [sibling.id for sibling in self.conversation.siblings(message)]
             target = siblings[(siblings.index(message) + step) % len(siblings)]
-            self.conversation.switch_to(target)
-            await self._save()
+            if target != message:  # else what comes behind it would change
+                self.conversation.switch_to(target)
+                await self._save()
             return self.conversation.messages[target]
 
     async def delete_from(self, message: int) -> None:

@@ -24,7 +24,7 @@ class _Stopped(Exception):
     """Raised inside a pull to leave it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Download:
     """One pull and how far it is."""
 

@@ -49,9 +49,9 @@ class Answering:
         """Take the counters of the answer so far."""
         now = time.monotonic()
         self._n_thinking = reply.n_thinking
-        if not self._marks or self._marks[-1][1] != reply.n_tokens:
+        if reply.n_tokens and (not self._marks or self._marks[-1][1] != reply.n_tokens):
             self._marks.append((now, reply.n_tokens))
-        while now - self._marks[0][0] > _RATE_WINDOW_S and len(self._marks) > 2:
+        while len(self._marks) > 2 and now - self._marks[0][0] > _RATE_WINDOW_S:
             self._marks.popleft()
 
     @property
@@ -59,8 +59,10 @@ class Answering:
         """Tokens per second of the last seconds, as they arrive here."""
         if len(self._marks) < 2:
             return None
-        (then, before), (now, done) = self._marks[0], self._marks[-1]
-        return (done - before) / (now - then) if now - then >= _LEAST_S else None
+        (then, before), (last, done) = self._marks[0], self._marks[-1]
+        now = time.monotonic()
+        until = last if now - last < _RATE_WINDOW_S else now  # it waits for something, not for its next burst
+        return (done - before) / (until - then) if until - then >= _LEAST_S else None
 
     def _take(self, piece: Piece) -> None:
         if isinstance(piece, Prefill):

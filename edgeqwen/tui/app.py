@@ -28,7 +28,7 @@ from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes
 from edgeqwen.machine.monitor import Monitor, advice
 from edgeqwen.models.library import Library
-from edgeqwen.models.queue import PullQueue
+from edgeqwen.models.queue import Download, PullQueue
 from edgeqwen.models.sources import user_sources
 from edgeqwen.text import clean
 from edgeqwen.tui import commands
@@ -102,7 +102,7 @@ class EdgeApp(App[None]):
         self._host = ModelHost(library, available_bytes)
         self._history: History | None = None
         self._queue = PullQueue(library, user_sources(library.config.pull.sources))
-        self._n_done = 0
+        self._told: list[Download] = []  # that are here
         n_threads = library.config.run.threads or usable_cores()
         base = base_interval(
             is_remote="SSH_CONNECTION" in os.environ,
@@ -198,14 +198,14 @@ class EdgeApp(App[None]):
     def _count_downloads(self) -> None:
         downloads = self._queue.downloads
         running = [one for one in downloads if one.state in ("running", "waiting")]
-        done = [one for one in downloads if one.state == "done"]
+        done = [one for one in downloads if one.state == "done" and one not in self._told]
         share = sum(one.done for one in running) / max(1, sum(one.plan.size for one in running))
         self.gauge.downloads = f"↓ {len(running)} {100 * share:.0f}%" if running else ""
-        for one in done[self._n_done :]:
+        for one in done:
             self._tell(_("{ref} is here; Ctrl+O loads it").format(ref=one.ref))
             if self._host.loaded is None and self.gauge.model == "":
                 self.chat.load(one.ref)
-        self._n_done = len(done)
+        self._told += done
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         for name, command in commands.COMMANDS.items():
@@ -220,8 +220,9 @@ class EdgeApp(App[None]):
 
     async def on_unmount(self) -> None:
         """Leave nothing running and nothing unsaved."""
-        if self.chat.is_answering:
-            with suppress(EdgeQwenError):
+        with suppress(EdgeQwenError):
+            await self.chat.keep_question()
+            if self.chat.is_answering:
                 await self.chat.desk.stop()
         await asyncio.to_thread(self._queue.close)
         await self._host.close()

@@ -68,6 +68,7 @@ class ChatScreen(Screen[None]):
         self._answering: Answering | None = None
         self._editing: int | None = None
         self._lost_at, self._waiting = float("-inf"), False  # a question waits for its model
+        self._unasked: str | None = None  # that question
 
     @property
     def desk(self) -> Desk:
@@ -146,6 +147,7 @@ class ChatScreen(Screen[None]):
         config = self.library.config.run
         options = LoadOptions(n_ctx=config.ctx, n_threads=config.threads or usable_cores())
         try:
+            self.gauge.rate = None  # what was measured was another model's
             loaded = await self.desk.load(ref, options, Progress(self.gauge))
         except EdgeQwenError as error:
             before = self.desk.host.loaded
@@ -155,13 +157,12 @@ class ChatScreen(Screen[None]):
         finally:
             self.gauge.activity = ""
         self.gauge.model, self.gauge.n_ctx, self.gauge.n_context = loaded.name, loaded.ready.n_ctx, 0
-        self.gauge.rate = None  # what was measured was another model's
         self.record.answers.clear()
         self.gauge.kv_bytes = loaded.plan.estimate.kv_cache if loaded.plan.estimate else 0
         for notice in loaded.notices:
             self.tell(notice, severity="warning")
         self.library.remember_model(ref)
-        if not self.desk.conversation.messages:
+        if not (self.desk.conversation.messages or self._waiting or self.query(".help")):
             await self.redraw()
         return True
 
@@ -177,8 +178,8 @@ class ChatScreen(Screen[None]):
         elif key == "run.full":
             desk.session.overflow = usual.overflow
         desk.apply_settings()
-        self.prompt.use_enter(sends=self.library.config.tui.enter_sends)
         self.app.follow_settings()  # type: ignore[attr-defined]
+        self.prompt.use_enter(sends=self.library.config.tui.enter_sends)  # in the language of now
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
         first, *rest = event.text.split(maxsplit=1)
@@ -202,17 +203,24 @@ class ChatScreen(Screen[None]):
         try:
             with self.desk.turn():
                 text = await asyncio.to_thread(insert_files, typed)
+                self._unasked = clean(self.prompt.with_attachments(text))
                 await self._wait_for_model()
-                whole = clean(self.prompt.with_attachments(text))
-                await self.desk.put_question(whole, instead_of=self._editing)
+                await self.keep_question()
                 is_kept, self._editing = True, None
                 self.prompt.take_up()
                 await self._stream()
         except EdgeQwenError as error:
             self.fail(error)
         finally:
-            if not is_kept:
-                self.prompt.put_back(typed)
+            for prompt in self.query(Prompt) if not is_kept else ():  # none while the program closes
+                prompt.put_back(typed)
+                self._unasked = None
+
+    async def keep_question(self) -> None:
+        """Put a question into the chat that was sent and is not there yet; also as the program closes."""
+        question, self._unasked = self._unasked, None
+        if question is not None:
+            await self.desk.put_question(question, instead_of=self._editing)
 
     @work(group="answer")
     async def regenerate(self, message: int | None) -> None:
@@ -266,8 +274,7 @@ class ChatScreen(Screen[None]):
             return
         if isinstance(failure, WorkerLost):
             self._restart()  # first: what is dead is not shown as loaded
-        hint = _("Ctrl+G asks again")
-        await self.transcript.notice(f"{failure.message}\n{hint}", kind="error")
+        await self.transcript.notice(f"{failure.message}\n{_('Ctrl+G asks again')}", kind="error")
 
     def _restart(self) -> None:
         """Load the model again after its worker died, unless it has just done so."""
@@ -275,8 +282,9 @@ class ChatScreen(Screen[None]):
         self.gauge.model = ""
         loaded = self.desk.host.loaded
         if now - self._lost_at < _AGAIN_S or loaded is None:
-            text = _("the model is not started again; Ctrl+O loads it, or a smaller one")
-            self.tell(text, severity="error")
+            self.tell(
+                _("the model is not started again; Ctrl+O loads it, or a smaller one"), severity="error"
+            )
             return
         self._lost_at = now
         self.load(str(loaded.located.paths[0]) if loaded.located.entry is None else ref)
@@ -290,8 +298,7 @@ class ChatScreen(Screen[None]):
         self.gauge.n_context = last.stats.prompt_tokens + last.stats.completion_tokens if last else 0
         await self.transcript.show(self.desk.conversation)
         if not branch:
-            text = _("Type a message, or / and a command; F1 shows all of them.")
-            await self.transcript.welcome_text(text)
+            await self.transcript.welcome_text(_("Type a message, or / and a command; F1 shows all of them."))
         self.prompt.focus()
 
     def action_command(self, name: str) -> None:

@@ -110,10 +110,11 @@ def bindings() -> list[Binding]:
 @_command("help", "Help: all commands and keys", "f1")
 async def _show_help(screen: ChatFace, _rest: str) -> None:
     width = max(len(f"/{one.name} {one.takes}") for one in COMMANDS.values())
-    rows = [
-        f"{f'/{one.name} {one.takes}'.ljust(width)}  {one.keys.partition(',')[0].ljust(8)}  {_(one.title)}"
-        for one in COMMANDS.values()
-    ]
+    own = screen.library.config.tui.keys
+    rows = []
+    for one in COMMANDS.values():
+        key = own.get(one.name, one.keys).partition(",")[0]
+        rows.append(f"{f'/{one.name} {one.takes}'.ljust(width)}  {key.ljust(8)}  {_(one.title)}")
     await screen.transcript.notice("\n".join([*rows, "", _(MESSAGE_KEYS)]), kind="help")
 
 
@@ -310,7 +311,8 @@ async def _editor(screen: ChatFace, _rest: str) -> None:
 
 @_command("quit", "Quit", "ctrl+q")
 async def _leave(screen: ChatFace, _rest: str) -> None:
-    await screen.leave()
+    if not isinstance(screen.app.screen, Confirm):  # else it is asked already
+        await screen.leave()
 
 
 async def do_with(screen: ChatFace, message: Message, what: str) -> None:
@@ -382,6 +384,6 @@ def _last_answer(screen: ChatFace) -> Message:
 
 
 def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise InvalidInput(_("{text} is not a number").format(text=text))
     return int(text)

@@ -228,6 +228,7 @@ def _inline(token: Token) -> Content:
 @cache
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser.disable("reference")  # a definition would vanish: "[Answer]: 42" is an answer
     parser.inline = _WideInline()
     return parser
 

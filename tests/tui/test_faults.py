@@ -13,9 +13,10 @@ from textual.widgets import Input, Static
 
 from edgeqwen.chat.history import History
 from edgeqwen.errors import StoreError
+from edgeqwen.models.library import Library
 from edgeqwen.tui.screens.chooser import Chooser
 from edgeqwen.tui.screens.dialogs import Confirm
-from edgeqwen.tui.widgets.message import MessageView
+from edgeqwen.tui.widgets.message import MessageView, ThinkingView
 from edgeqwen.tui.widgets.monitor import MonitorView
 from tests.support.asking import script
 from tests.tui.conftest import Open
@@ -304,3 +305,62 @@ def test_two_programs_in_one_chat_lose_nothing(tmp_path: Path) -> None:
     two.close()
     with pytest.raises(StoreError):
         History(tmp_path / "chats.db" / "impossible")
+
+
+async def test_a_question_that_waits_for_its_model_is_kept_when_the_program_ends(
+    open_app: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = script(tmp_path / "other", pieces=["x"], load_s=30.0)
+    async with open_app(pieces=["ok"]) as pilot:
+        app = app_of(pilot)
+        app.chat.load(str(other))
+        await say(pilot, "is it kept?")
+        await until(pilot, lambda: app.chat._waiting, "it waits")
+        app.exit()
+    history = History(Library().paths.chats)
+    assert [chat.title for chat in history.search("", 9)] == ["is it kept?"]
+    history.close()
+
+
+async def test_thinking_that_is_folded_under_a_selection_is_no_end(open_app: Open) -> None:
+    lines = "\n".join(f"thought number {n}" for n in range(5))
+    async with open_app(pieces=[f"<think>{lines}</think>", "so"]) as pilot:
+        await ask(pilot, "x")
+        await pilot.press("f5")
+        thinking = app_of(pilot).screen.query_one(ThinkingView)
+        await until(pilot, lambda: thinking.size.height > 4, "it is open")
+        await pilot.mouse_down(thinking, offset=(1, 0))
+        await pilot.hover(thinking, offset=(9, 3))
+        await pilot.mouse_up(thinking, offset=(9, 3))
+        assert thinking.size.height > 4, "a drag is no click"
+        await pilot.press("f5", "ctrl+c")
+        await until(pilot, lambda: thinking.size.height == 1, "it is folded, and the program goes on")
+
+
+async def test_a_catalogue_that_is_not_valid_is_a_sentence_where_models_are_chosen(
+    open_app: Open, home: Path
+) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "models.toml").write_text("[models")
+    async with open_app() as pilot:
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: any("not valid TOML" in one for one in toasts(pilot)), "it says so")
+        assert isinstance(app_of(pilot).screen, Chooser)
+
+
+async def test_a_long_chat_is_not_drawn_anew_at_each_question(
+    open_app: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeqwen.tui.widgets.transcript._MOUNTED", 4)
+    async with open_app(pieces=["ok"]) as pilot:
+        for number in range(4):
+            await ask(pilot, f"question {number}")
+        await say(pilot, "/new")
+        await until(pilot, lambda: not messages(pilot), "a new chat has begun")
+        await app_of(pilot).chat.desk.open(1)
+        await app_of(pilot).chat.redraw()
+        before = list(app_of(pilot).chat.query(MessageView))
+        assert len(before) == 4
+        await ask(pilot, "one more")
+        assert list(app_of(pilot).chat.query(MessageView))[:4] == before

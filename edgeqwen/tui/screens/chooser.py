@@ -64,14 +64,16 @@ class Chooser(ModalScreen[ScreenResultType]):
         """Enter was pressed on a row."""
 
     def show_rows(self, rows: Sequence[Row]) -> None:
-        """Put rows into the list; the one that was highlighted stays so where it is still there."""
+        """Put rows into the list; the one that was highlighted stays so, or the one now in its place."""
         view, before = self.query_one(OptionList), self.key
+        place = (view.highlighted or 0) if before else 0
         width = max(20, view.size.width - 2 or 60)
         options = [Option(_prompt(row, width), id=row.key or None, disabled=not row.key) for row in rows]
         view.set_options(options)
         keys = [row.key for row in rows]
-        first = next((index for index, key in enumerate(keys) if key), None)
-        view.highlighted = keys.index(before) if before and before in keys else first
+        selectable = [index for index, key in enumerate(keys) if key]
+        near = next((index for index in selectable if index >= place), selectable[-1] if selectable else None)
+        view.highlighted = keys.index(before) if before and before in keys else near
 
     @property
     def key(self) -> str | None:

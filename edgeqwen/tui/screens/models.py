@@ -49,7 +49,7 @@ class ModelsScreen(Chooser[str]):
         self._library, self._queue = library, queue
         self._available, self._current = available_bytes, current
         self._installed: dict[str, Entry] = {}
-        self._shipped: set[str] = set()
+        self._shipped = {entry.ref for entry in library.store.shipped()}
         self._offered: dict[str, tuple[Model, Variant]] = {}
         self._totals: dict[str, int] = {}
 
@@ -67,21 +67,26 @@ class ModelsScreen(Chooser[str]):
     @work(exclusive=True, group="list")
     async def refresh_models(self) -> None:
         """Read the store and the catalogue again."""
-        await asyncio.to_thread(self._read)
+        try:
+            self._installed, self._offered, self._totals = await asyncio.to_thread(self._read)
+        except EdgeQwenError as error:  # the user's own models.toml, or a store that cannot be read
+            self.notify(error.message, severity="error", timeout=15)
         self._draw()
 
-    def _read(self) -> None:
+    def _read(self) -> tuple[dict[str, Entry], dict[str, tuple[Model, Variant]], dict[str, int]]:
         store = self._library.store
-        self._shipped = {entry.ref for entry in store.shipped()}
-        self._installed = {entry.ref: entry for entry in (*store.shipped(), *store.entries())}
+        installed = {entry.ref: entry for entry in (*store.shipped(), *store.entries())}
+        offered: dict[str, tuple[Model, Variant]] = {}
+        totals: dict[str, int] = {}
         for model in self._library.catalogue.models.values():
             variant = model.variant(model.default_quant)
             if variant is None or "chat" not in model.capabilities:
                 continue
             ref = f"{model.ref}:{variant.quant}"
-            self._offered[ref] = (model, variant)
+            offered[ref] = (model, variant)
             facts = facts_from_catalogue(model, variant)
-            self._totals[ref] = estimate(facts, min(_CONTEXT, model.context)).total
+            totals[ref] = estimate(facts, min(_CONTEXT, model.context)).total
+        return installed, offered, totals
 
     def on_input_changed(self) -> None:
         self._draw()
@@ -177,12 +182,8 @@ class ModelsScreen(Chooser[str]):
         if download and download.state in ("paused", "failed"):
             self._queue.resume(download)
         elif download is None or download.state in ("cancelled", "done"):
-            self._download(key)
-
-    @work
-    async def _download(self, ref: str) -> None:
-        if await offer_download(self.app, self._library, self._queue, ref):
-            self._draw()
+            # By the app: what was agreed to is begun also when this screen closes meanwhile.
+            self.app.run_worker(offer_download(self.app, self._library, self._queue, key))
 
     def action_pause(self) -> None:
         download = self._queue.find(self.key or "")

@@ -114,11 +114,13 @@ class ThinkingView(Static):
         self._draw()
 
     def on_click(self) -> None:
-        self.toggle()
+        if self.text_selection is None:  # else a drag has ended here
+            self.toggle()
 
     def toggle(self) -> None:
         """Open or fold it."""
         self._is_open = not self._is_open
+        self.screen.clear_selection()  # it may lie in what is folded away
         self._draw()
 
     def grow(self, text: str, n_tokens: int, budget: int | None) -> None:

@@ -47,7 +47,9 @@ class Prompt(TextArea):
     def _press(self, *, is_enter: bool) -> None:
         """Send, or break the line: by Enter or the other key, as the settings say."""
         row, column = self.cursor_location
-        ends_in_backslash = is_enter and self.document.get_line(row)[:column].endswith("\\")
+        ends_in_backslash = (
+            is_enter and self.enter_sends and self.document.get_line(row)[:column].endswith("\\")
+        )
         if is_enter == self.enter_sends and not ends_in_backslash:
             self._send()
             return

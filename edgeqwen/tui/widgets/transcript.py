@@ -45,7 +45,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def follow(self, conversation: Conversation) -> None:
         """Come up to a conversation's head without drawing again what is right."""
-        branch = conversation.branch()
+        branch = conversation.branch()[self._n_hidden :]
         shown = [view.message.id for view in self.views]
         wanted = [message.id for message in branch]
         if shown and wanted[: len(shown)] == shown:
@@ -114,7 +114,7 @@ class Transcript(VerticalScroll, can_focus=False):
         views = self.views
         if not views:
             return
-        index = next((i for i, view in enumerate(views) if view.has_focus), len(views) - (step > 0))
+        index = next((i for i, view in enumerate(views) if view.has_focus), len(views) - 1 - step)
         target = index + step
         if 0 <= target < len(views):
             views[target].focus()
