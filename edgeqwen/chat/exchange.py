@@ -16,6 +16,7 @@ from edgeqwen.chat.conversation import Conversation, Message, head_in
 from edgeqwen.chat.history import History
 from edgeqwen.engine.protocol import Role
 from edgeqwen.errors import InvalidInput
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.text import clean
 
 _MAX_BYTES = 512 << 20
@@ -64,7 +65,7 @@ def import_chats(path: Path, history: History) -> int:
         document = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidInput(f"{path} is not JSON") from error
     found = list(_chats(document))
     if not found:

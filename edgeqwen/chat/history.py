@@ -21,6 +21,7 @@ import psutil
 
 from edgeqwen.chat.conversation import Conversation, Made, Message, head_in
 from edgeqwen.errors import NotFound, StoreError
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.text import clean_line
 
 _VERSION = 1
@@ -384,7 +385,7 @@ def _message(row: Sequence[Any]) -> Message:
     id_, parent, role, text, thinking, complete, made = row
     try:
         how = _DECODER.decode(made) if made else None
-    except msgspec.DecodeError:
+    except NOT_JSON:
         how = None  # counters of an older version; the words are what matters
     return Message(id_, parent, role, text, thinking, bool(complete), how)
 

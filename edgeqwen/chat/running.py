@@ -18,6 +18,7 @@ import msgspec
 import psutil
 
 from edgeqwen.engine.protocol import Stats
+from edgeqwen.jsonfile import NOT_JSON
 
 KEPT_ANSWERS = 100
 _MAX_BYTES = 1 << 20
@@ -145,7 +146,7 @@ def _read(path: Path) -> Running | None:
         if path.stat().st_size > _MAX_BYTES:
             return None
         return msgspec.json.decode(path.read_bytes(), type=Running)
-    except (OSError, msgspec.DecodeError, RecursionError):
+    except (OSError, *NOT_JSON):
         return None
 
 

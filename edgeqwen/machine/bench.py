@@ -29,6 +29,7 @@ from edgeqwen.engine.protocol import (
     Stats,
     TextDelta,
 )
+from edgeqwen.jsonfile import NOT_JSON
 
 LENGTHS = (128, 512, 2048)
 """Prompt lengths in tokens, as far as the context goes."""
@@ -97,7 +98,8 @@ class Bench:
                 self._tell(f"prompts of {length:,} tokens")
                 answers = []
                 for number in range(self._rounds):
-                    text = f"{number}. " + _SENTENCE * max(1, round(length / per_sentence))
+                    # No two begin alike, or a part would come from the cache.
+                    text = f"{length}-{number}. " + _SENTENCE * max(1, round(length / per_sentence))
                     answers.append(await _ask(client, [("user", text)], _ANSWER))
                 prefill = [answer.stats.prefill_tps or 0.0 for answer in answers]
                 decode = [answer.stats.decode_tps or 0.0 for answer in answers]
@@ -173,7 +175,7 @@ class History:
         temporary.replace(self._file)
 
     def _runs(self) -> list[Run]:
-        with suppress(OSError, msgspec.DecodeError):
+        with suppress(OSError, *NOT_JSON):
             return msgspec.json.Decoder(Run).decode_lines(self._file.read_bytes())
         return []
 

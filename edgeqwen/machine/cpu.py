@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from edgeqwen.machine.cgroup import own_cgroups
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def usable_cores(topology: Path = _TOPOLOGY, quota_file: Path = _CGROUP_QUOTA) -> int:
-    """Return the physical cores this process may use: its affinity, then the cgroup's quota, at least 1."""
-    cores = _physical_cores(topology)
-    quota = _quota(quota_file)
-    return max(1, min(cores, quota) if quota else cores)
+def usable_cores(topology: Path = _TOPOLOGY, cgroups: Sequence[Path] | None = None) -> int:
+    """Return the physical cores this process may use: its affinity, then its cgroups' quota, at least 1."""
+    folders = own_cgroups() if cgroups is None else cgroups
+    quotas = filter(None, (_quota(folder / "cpu.max") for folder in folders))
+    return max(1, min([_physical_cores(topology), *quotas]))
 
 
 def _physical_cores(topology: Path) -> int:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")
+from edgeqwen.machine.cgroup import own_cgroups
 
 
-def available_bytes(cgroup: Path = _CGROUP) -> int:
-    """Return the bytes that can be had without swapping: what the system has, or the rest of the cgroup."""
+def available_bytes(cgroups: Sequence[Path] | None = None) -> int:
+    """Return the bytes that can be had without swapping: what the system has, or the rest of a cgroup."""
     available = int(psutil.virtual_memory().available)
-    rest = _cgroup_rest(cgroup)
-    return available if rest is None else min(available, rest)
+    return min([available, *(rest for _, rest in _limits(cgroups))])
 
 
-def _cgroup_rest(folder: Path) -> int | None:
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        used = int((folder / "memory.current").read_text()) - _page_cache(folder)
-        return max(0, int(limit) - used)
-    except (OSError, ValueError):
-        return None
+def total_bytes(cgroups: Sequence[Path] | None = None) -> int:
+    """Return the bytes that this process may ever have: the system's, or the limit of a cgroup."""
+    total = int(psutil.virtual_memory().total)
+    return min([total, *(limit for limit, _ in _limits(cgroups))])
+
+
+def _limits(cgroups: Sequence[Path] | None) -> Iterator[tuple[int, int]]:
+    """Yield limit and rest of each cgroup that has a limit."""
+    for folder in own_cgroups() if cgroups is None else cgroups:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limit = int((folder / "memory.max").read_text())
+            used = int((folder / "memory.current").read_text()) - _page_cache(folder)
+            yield limit, max(0, limit - used)
 
 
 def _page_cache(folder: Path) -> int:

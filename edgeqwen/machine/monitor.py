@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from edgeqwen.machine.memory import available_bytes
+from edgeqwen.machine.memory import available_bytes, total_bytes
 
 _HOT_C = 85.0
 _PRESSED = 10.0  # percent of the time in which something waited for memory
@@ -76,7 +76,7 @@ class Monitor:
 
     def sample(self, worker: int | None) -> Sample:
         """Look at the machine and at the process `worker`. Blocking, a few milliseconds without a GPU."""
-        memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+        swap = psutil.swap_memory()
         swapped_in = _swapped_in()
         since = None
         if swapped_in is not None and self._swapped_in is not None:
@@ -85,7 +85,7 @@ class Monitor:
         return Sample(
             worker=self._worker(worker),
             available=available_bytes(),
-            total=int(memory.total),
+            total=total_bytes(),
             swap_used=int(swap.used),
             swapped_in=since,
             memory_pressure=_pressure(self._proc / "pressure" / "memory"),

@@ -26,12 +26,14 @@ from edgeqwen.models.install import (
 from edgeqwen.models.ref import (
     QUANT_IN_NAME,
     SHARD_IN_NAME,
+    folder_name,
     is_safe_file_name,
     is_safe_name,
-    normal_name,
 )
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
+from edgeqwen.text import clean_line
 
+_LONGEST_SOURCE = 4096  # characters
 _LONGEST_STEM = 190  # of a file name in the store
 
 
@@ -124,7 +126,10 @@ def _hash(paths: tuple[Path, ...], progress: Progress) -> tuple[ManifestFile, ..
     files = []
     for path, size in zip(paths, sizes, strict=True):
         try:
+            before = path.stat().st_mtime_ns
             digests = digest_of(path, part_of(progress, done, total))
+            if path.stat().st_mtime_ns != before:
+                raise InvalidInput(f"{path} changed while it was read; try again when it is whole")
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
         files.append(ManifestFile(_file_name(path.name), size, digests.sha256, digests.chunks))
@@ -156,9 +161,8 @@ def _name(found: _Found, path: Path) -> tuple[str, str]:
     quant = (in_name["quant"].lower() if in_name else found.facts.quant) or "unknown"
     if not is_safe_name(quant):
         quant = found.facts.quant or "unknown"
-    model = normal_name(stem[: in_name.start()] if in_name else stem)
-    model = re.sub(r"[^a-z0-9._-]+", "-", model).strip("-._")[:64] or "model"
-    return (model if is_safe_name(model) else f"own-{model}"[:64]), quant
+    model = folder_name(stem[: in_name.start()] if in_name else stem) or "model"
+    return (model if is_safe_name(model) else folder_name(f"own-{model}")), quant
 
 
 def _install(found: _Found, store: Store, name: tuple[str, str], path: Path, *, move: bool) -> Entry:
@@ -178,7 +182,7 @@ def _install(found: _Found, store: Store, name: tuple[str, str], path: Path, *, 
             created=created,
             tool=tool,
             catalogue_ref=found.known[0].ref if found.known else None,
-            source=str(path.absolute()),
+            source=clean_line(str(path.absolute()), _LONGEST_SOURCE),
         )
         return publish(store, manifest)
     except BaseException:  # Ctrl-C as well

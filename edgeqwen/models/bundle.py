@@ -26,6 +26,7 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from edgeqwen.errors import InvalidInput, StoreError
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.models.catalogue import Catalogue
 from edgeqwen.models.digest import digest_of, is_sha256
 from edgeqwen.models.facts import read_model
@@ -133,7 +134,7 @@ def open_bundle(folder: Path, trusted: list[PublicKey], *, allow_unsigned: bool 
     signed_by = check(raw, text, trusted)[0] if is_known or not allow_unsigned else None
     try:
         manifest = msgspec.json.decode(raw, type=BundleManifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InvalidInput(f"the manifest of {folder} cannot be read: {error}") from error
     _check_manifest(manifest)
     return Opened(folder, manifest, signed_by)

@@ -59,8 +59,9 @@ def export(
     """
     entries = contents.entries
     total = sum(entry.size for entry in entries)
-    if (folder / "blobs").is_symlink():
-        raise InvalidInput(f"{folder / 'blobs'} is a link; name another folder")
+    for name in ("blobs", "licences", "app", "app/wheels"):
+        if (folder / name).is_symlink():
+            raise InvalidInput(f"{folder / name} is a link; name another folder")
     try:
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         if (folder / MANIFEST).exists():
@@ -93,7 +94,7 @@ def _write_extras(contents: Contents, folder: Path) -> tuple[Part, ...]:
     for name, text in contents.licences.items():
         paths.append(folder / "licences" / f"{name}.txt")
         paths[-1].parent.mkdir(exist_ok=True)
-        paths[-1].write_text(text, encoding="utf-8")
+        _write(paths[-1], text)
     if contents.with_app:
         paths += gather(folder / "app", contents.platform)
     return tuple(
@@ -155,12 +156,19 @@ def _write_papers(folder: Path, manifest: BundleManifest, key: SecretKey) -> Non
         f"  minisign -Vm {MANIFEST} -P {key.public()}\n"
         "Parts are plain pieces: cat blobs/SHA256.part-* gives the GGUF file.\n"
     )
-    (folder / SUMS).write_text(sums_of(manifest), encoding="utf-8")
-    (folder / "README.txt").write_text(readme, encoding="utf-8")
-    (folder / "sbom.cdx.json").write_bytes(msgspec.json.encode(_sbom(manifest)))
-    (folder / MANIFEST).write_bytes(raw)
+    _write(folder / SUMS, sums_of(manifest))
+    _write(folder / "README.txt", readme)
+    _write(folder / "sbom.cdx.json", msgspec.json.encode(_sbom(manifest)).decode())
+    _write(folder / MANIFEST, raw.decode())
     comment = f"bundle {manifest.bundle_id} {manifest.created} {manifest.tool}"
-    (folder / SIGNATURE).write_text(key.sign(raw, comment), encoding="utf-8")
+    _write(folder / SIGNATURE, key.sign(raw, comment))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a new file, never through a link that lies there."""
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
 
 
 def _sbom(manifest: BundleManifest) -> dict[str, object]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgeqwen.errors import DownloadError, InvalidGGUF
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.models.facts import ModelFacts, facts_of
 from edgeqwen.models.gguf import read_header
 from edgeqwen.models.hub import ask
@@ -48,7 +49,7 @@ class Heads:
         try:
             if file.stat().st_size <= _MAX_FACTS:
                 return msgspec.json.decode(file.read_bytes(), type=ModelFacts)
-        except (OSError, msgspec.DecodeError, RecursionError):
+        except (OSError, *NOT_JSON):
             pass
         return None
 

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from edgeqwen.errors import DownloadError, EdgeQwenError, InvalidInput, NotFound
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.models.digest import is_sha256
 from edgeqwen.models.facts import ARCHITECTURES
 from edgeqwen.models.ref import QUANT_IN_NAME, SHARD_IN_NAME, is_safe_file_name
@@ -185,7 +186,7 @@ def _decode(address: Address, kind: type[T]) -> T:
     body, _ = ask(address, _MAX_ANSWER)
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         message = f"{address.host} answers something that is no list of files"
         raise DownloadError(message, url=address.url) from error
 

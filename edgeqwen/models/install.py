@@ -95,7 +95,7 @@ def check_room(store: Store, n_bytes: int, largest: int = 0) -> None:
         message = f"{store.root} is on a FAT disk, which holds no file of {largest:,} bytes; exFAT does"
         raise StoreError(message, path=str(store.root), cause="io")
     free = shutil.disk_usage(store.partial).free
-    if free < n_bytes + _MARGIN:
+    if n_bytes and free < n_bytes + _MARGIN:
         raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes needed, {free:,} free")
 
 

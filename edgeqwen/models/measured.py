@@ -13,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgeqwen.jsonfile import NOT_JSON
+
 _MAX_BYTES = 1 << 18
 _KEPT = 200
 # A machine can differ from the formula by so much; more is a fault of the measurement.
@@ -79,6 +81,6 @@ class Measured:
             if self._file.stat().st_size > _MAX_BYTES:
                 return []
             samples = msgspec.json.decode(self._file.read_bytes(), type=list[_Sample])
-        except (OSError, msgspec.DecodeError, RecursionError):
+        except (OSError, *NOT_JSON):
             return []
         return [sample for sample in samples if sample.estimated > 0 and sample.measured > 0]

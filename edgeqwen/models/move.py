@@ -42,7 +42,10 @@ def move(source: Store, target: Store, progress: Progress = lambda done, total: 
                     _move_entry(entry, source, target, part_of(progress, done, total))
                 done += entry.size
             for part in sorted(source.partial.glob("*.part")):
-                with locked(target, part.stem):  # a pull may be at the same one
+                # A pull may be at the same one, there or here; one that is done has taken it away.
+                with locked(source, part.stem), locked(target, part.stem):
+                    if not part.exists():
+                        continue
                     if not link(part, target.partial / part.name):
                         _copy(part, target.partial / part.name, lambda held: None)
                     part.unlink()

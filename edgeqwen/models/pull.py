@@ -6,6 +6,7 @@ Asks nobody and prints nothing; a front end shows the plan, asks, and watches.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -31,10 +32,11 @@ from edgeqwen.models.install import (
     stamped_now,
     store_error,
 )
-from edgeqwen.models.ref import ModelRef, is_safe_name, normal_name
+from edgeqwen.models.ref import ModelRef, folder_name, is_safe_name
 from edgeqwen.models.sources import Origin, Sources
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Store
 
+_LOOK_EVERY_S = 0.25
 _HUB_SOURCE = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})", re.ASCII)
 
 
@@ -110,8 +112,7 @@ def _plan_from_hub(
         facts = facts_from_catalogue(known[0], known[1])
         return Plan(known[0].ref, known[1].quant, origins, known[0], facts)
     facts = heads.read(origins, sources)
-    name = normal_name(repo.partition("/")[2])
-    model = re.sub(r"[^a-z0-9._-]+", "-", name).strip("-._")[:64]
+    model = folder_name(repo.partition("/")[2])
     if not is_safe_name(model) or not is_safe_name(quant):
         raise InvalidInput(f"{repo} has a name that cannot be used for a folder")
     return Plan(model, quant, origins, None, facts)
@@ -143,7 +144,7 @@ def pull(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
                 return entry
             check_free_name(store, plan.model, plan.quant, wanted)
             largest = max(origin.size for origin in plan.origins)
-            check_room(store, plan.size - plan.n_held(store), largest)
+            check_room(store, _n_missing(plan, store, sources), largest)
             return _install(plan, store, sources, watch)
     except OSError as error:
         raise store_error(error, store, plan.size) from error
@@ -209,7 +210,15 @@ def _get(
         watch.on_bytes(base + size, total)
 
     wanted = Wanted(origin.name, origin.size, origin.sha256)
-    digests = fetch(wanted, sources.addresses(origin), part, Watch(on_bytes, watch.on_trouble))
+
+    def wait(seconds: float) -> None:
+        """Wait, and let whoever watches stop it meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_EVERY_S))
+            watch.on_bytes(base + held[0], total)
+
+    digests = fetch(wanted, sources.addresses(origin), part, Watch(on_bytes, watch.on_trouble, wait))
     return replace(file, chunks=digests.chunks), None
 
 
@@ -227,6 +236,13 @@ def _orphan(place: Path, origin: Origin) -> list[Path]:
         return [path] if path.stat().st_size == origin.size else []
     except OSError:
         return []
+
+
+def _n_missing(plan: Plan, store: Store, sources: Sources) -> int:
+    """Return the bytes to download, unless files that seem to be here turn out to be others."""
+    place = store.root / plan.model / plan.quant
+    absent = [one for one in plan.origins if not any((*_orphan(place, one), *sources.local_files(one)))]
+    return sum(max(0, origin.size - _size(store, origin)) for origin in absent)
 
 
 def _size(store: Store, origin: Origin) -> int:

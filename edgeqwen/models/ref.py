@@ -22,6 +22,7 @@ QUANT_IN_NAME = re.compile(r"[-_.](?P<quant>(ud-)?(i?q\d[a-z0-9_]*|bf16|fp?16|fp
 """Found at the end of a file's name without its extension and shard number."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LONGEST_NAME = 64
 _DEVICE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
@@ -69,6 +70,14 @@ def parse_ref(text: str) -> ModelRef:
 def normal_name(text: str) -> str:
     """Return the spelling that names are compared in: `Qwen2.5-0.5B-Instruct-GGUF` is `qwen2.5-0.5b`."""
     return _NOISE.sub("", text.lower().replace("_", "-")).strip("-")
+
+
+def folder_name(text: str) -> str:
+    """Return the nearest name that may be a folder and that a ref reaches: it is its own normal name."""
+    name, shorter = "", re.sub(r"[^a-z0-9._-]+", "-", text.lower())
+    while name != shorter:
+        name, shorter = shorter, normal_name(shorter).strip("-._")[:_LONGEST_NAME].strip("-._")
+    return name
 
 
 def is_safe_name(text: str) -> bool:

@@ -6,20 +6,20 @@ Works on a copy; the installed file is replaced in one step, and only by bytes w
 from __future__ import annotations
 
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeqwen.errors import DownloadError, StoreError
+from edgeqwen.errors import DownloadError, NotInstalled, StoreError
 from edgeqwen.models.digest import CHUNK, digest_of
 from edgeqwen.models.download import Wanted, Watch, fetch
 from edgeqwen.models.install import check_room, locked, make_own, store_error
 from edgeqwen.models.remote import Address, Refused, TryAgain, open_stretch
 from edgeqwen.models.sources import Origin, Sources
-from edgeqwen.models.store import Entry, ManifestFile, Store
+from edgeqwen.models.store import MANIFEST, Entry, ManifestFile, Store
 
 _TRIES = 6
+_BLOCK = 1 << 20
 
 
 def repair(
@@ -35,6 +35,8 @@ def repair(
     path = entry.folder / file.name
     try:
         with locked(store, f"{entry.manifest.model}-{entry.manifest.quant}", [file.sha256]):
+            if not (entry.folder / MANIFEST).exists():
+                raise NotInstalled(f"{entry.ref} was removed meanwhile", ref=entry.ref)
             check_room(store, file.size)
             if file.chunks and path.is_file():
                 fetched = _patch(path, file, origin, store, sources, watch)
@@ -52,7 +54,7 @@ def _patch(
     copy = store.partial / f"{file.sha256}.mend"
     fetched = 0
     try:
-        shutil.copyfile(path, copy)
+        _copy_readable(path, copy)
         with copy.open("r+b", buffering=0) as target:
             target.truncate(file.size)
             for start in wrong_chunks(copy, file):
@@ -69,6 +71,19 @@ def _patch(
         return fetched
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _copy_readable(path: Path, copy: Path) -> None:
+    """Copy a file; where the disk cannot read it any more, the copy is wrong. Raises OSError for the copy."""
+    with path.open("rb", buffering=0) as source, copy.open("wb") as target:
+        for start in range(0, os.fstat(source.fileno()).st_size, _BLOCK):
+            try:
+                source.seek(start)
+                data = source.read(_BLOCK)
+            except OSError:
+                continue  # a hole, whose checksum will tell
+            target.seek(start)
+            target.write(data)
 
 
 def wrong_chunks(path: Path, file: ManifestFile) -> Iterator[int]:

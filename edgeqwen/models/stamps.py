@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgeqwen.errors import StoreError
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.models.digest import digest_of
 from edgeqwen.models.store import Entry, Progress, part_of
 from edgeqwen.models.volume import keeps_stamps
@@ -74,7 +75,7 @@ class Stamps:
             if self._file.stat().st_size > _MAX_BYTES:
                 return {}
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, _Stamp])
-        except (OSError, msgspec.DecodeError, RecursionError):
+        except (OSError, *NOT_JSON):
             return {}
 
 

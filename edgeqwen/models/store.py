@@ -12,22 +12,25 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from filelock import FileLock, Timeout
 
 from edgeqwen.errors import NotInstalled, StoreError, UnknownModel
+from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.models.catalogue import Catalogue, Model
 from edgeqwen.models.digest import digest_of, is_sha256
 from edgeqwen.models.facts import ModelFacts
 from edgeqwen.models.ref import ModelRef, is_safe_file_name, is_safe_name, normal_name
+from edgeqwen.text import clean_line
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
+_LONGEST_TEXT = 4096  # characters: a path may be that long
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -218,20 +221,43 @@ class Store:
             if self._shipped and entry.folder.is_relative_to(self._shipped):
                 message = f"{entry.ref} came with edgeqwen and goes with it"
             raise StoreError(message, path=str(entry.folder), cause="no_permission")
-        freed = sum(
-            path.stat().st_size for path in entry.paths() if path.exists() and path.stat().st_nlink == 1
-        )
         try:
-            (entry.folder / MANIFEST).unlink(missing_ok=True)
-            for path in entry.paths():
-                path.unlink(missing_ok=True)
-            for folder in (entry.folder, entry.folder.parent):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+            with _held(entry):
+                return _remove(entry)
+        except Timeout as error:
+            message = f"another edgeqwen works on {entry.ref}; try again when it is done"
+            raise StoreError(message, path=str(entry.folder), cause="in_use") from error
         except OSError as error:
             message = f"cannot remove {entry.ref}: {error.strerror}"
             raise StoreError(message, path=str(entry.folder), cause="io") from error
-        return freed
+
+
+@contextmanager
+def _held(entry: Entry) -> Iterator[None]:
+    """Hold the locks under which others bring or mend these files (install.py). Raises Timeout, OSError."""
+    partial = entry.folder.parent.parent / "partial"
+    partial.mkdir(exist_ok=True)
+    names = {f"{entry.manifest.model}-{entry.manifest.quant}", *(f.sha256 for f in entry.manifest.files)}
+    with ExitStack() as held:
+        for name in sorted(names):
+            lock = held.enter_context(FileLock(partial / f"{name}.lock", timeout=0))
+            held.callback(Path(lock.lock_file).unlink, missing_ok=True)
+        yield
+
+
+def _remove(entry: Entry) -> int:
+    if _read(entry.folder / MANIFEST) != entry.manifest:
+        return 0  # removed meanwhile, or another one
+    freed = 0
+    for path in (entry.folder / MANIFEST, *entry.paths()):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            path.unlink()
+            freed += status.st_size if status.st_nlink == 1 and path.name != MANIFEST else 0
+    for folder in (entry.folder, entry.folder.parent):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return freed
 
 
 def verify(entry: Entry, progress: Progress = lambda done, total: None) -> Iterator[FileCheck]:
@@ -346,7 +372,7 @@ def _read(path: Path) -> Manifest | None:
         if path.stat().st_size > _MAX_MANIFEST:
             return None
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError, RecursionError):
+    except (OSError, *NOT_JSON):
         return None
     names = [file.name for file in manifest.files]
     in_place = (manifest.model, manifest.quant) == path.parts[-3:-1]
@@ -355,7 +381,15 @@ def _read(path: Path) -> Manifest | None:
     )
     # Digests name files, too: of parts and in bundles.
     safe = safe and all(is_sha256(file.sha256) and file.size > 0 for file in manifest.files)
-    facts = manifest.facts
-    said = (manifest.source, manifest.tool, manifest.created, facts.architecture, facts.name, facts.licence)
-    clean = all(text is None or text.isprintable() for text in (*said, facts.quant))
-    return manifest if names and in_place and safe and clean else None
+    return _shown(manifest) if names and in_place and safe else None
+
+
+def _shown(manifest: Manifest) -> Manifest:
+    """Return a manifest whose texts may be shown; its names are checked."""
+
+    def cleaned(of: object, *names: str) -> dict[str, Any]:
+        texts = {name: getattr(of, name) for name in names}
+        return {name: clean_line(text, _LONGEST_TEXT) for name, text in texts.items() if text is not None}
+
+    facts = replace(manifest.facts, **cleaned(manifest.facts, "architecture", "name", "licence", "quant"))
+    return replace(manifest, facts=facts, **cleaned(manifest, "source", "tool", "created"))

@@ -47,5 +47,5 @@ def _kind(folder: Path) -> str:
     except OSError:
         return ""
     kinds = {Path(mount.mountpoint): mount.fstype.lower() for mount in mounts}
-    target = folder.absolute()
+    target = folder.resolve()
     return next((kinds[path] for path in (target, *target.parents) if path in kinds), "")

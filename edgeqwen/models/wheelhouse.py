@@ -58,6 +58,9 @@ def gather(folder: Path, platform: str | None = None) -> list[Path]:
         raise InvalidInput("a platform is a tag such as manylinux2014_aarch64")
     wheels = folder / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
+    for stray in wheels.glob("*.whl"):  # of an export that was stopped, or of anybody
+        stray.unlink()
+    (folder / INSTALL_SCRIPT).unlink(missing_ok=True)
     source = _source()
     with tempfile.TemporaryDirectory() as scratch:
         pins = Path(scratch) / "pins.txt"

@@ -1,6 +1,6 @@
 """Gives up what the worker never needs, before it reads an untrusted file. Does nothing outside Linux.
 
-No internet sockets (a seccomp filter), no core dumps of people's chats, no new privileges.
+No sockets but local ones (a seccomp filter), no core dumps of people's chats, no new privileges.
 Source: seccomp(2), linux/filter.h, linux/audit.h.
 """
 
@@ -15,7 +15,7 @@ import sys
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_AF_INET, _AF_INET6 = 2, 10
+_AF_UNIX = 1
 _X32_CALLS = 0x40000000  # another numbering of the same calls; no other machine counts so far
 _IO_URING_SETUP = 425  # everywhere; a ring opens sockets without socket(2)
 # machine: (audit architecture, number of socket(2))
@@ -45,18 +45,17 @@ def confine() -> bool:
 
 
 def _socket_filter(audit_arch: int, socket_call: int) -> bytes:
-    """Return BPF that answers EACCES to socket(AF_INET or AF_INET6) and to all ways around it."""
+    """Return BPF that answers EACCES to socket(2) for all but AF_UNIX, and to all ways around it."""
     denied = _ERRNO | errno.EACCES
     steps = (
         (_LOAD, 0, 0, 4),  # seccomp_data.arch
-        (_JUMP_EQUAL, 0, 8, audit_arch),  # machine code may make calls of other architectures
+        (_JUMP_EQUAL, 0, 7, audit_arch),  # machine code may make calls of other architectures
         (_LOAD, 0, 0, 0),  # seccomp_data.nr
-        (_JUMP_AT_LEAST, 6, 0, _X32_CALLS),
-        (_JUMP_EQUAL, 5, 0, _IO_URING_SETUP),
-        (_JUMP_EQUAL, 0, 3, socket_call),
+        (_JUMP_AT_LEAST, 5, 0, _X32_CALLS),
+        (_JUMP_EQUAL, 4, 0, _IO_URING_SETUP),
+        (_JUMP_EQUAL, 0, 2, socket_call),
         (_LOAD, 0, 0, 16),  # low half of the first argument
-        (_JUMP_EQUAL, 2, 0, _AF_INET),
-        (_JUMP_EQUAL, 1, 0, _AF_INET6),
+        (_JUMP_EQUAL, 0, 1, _AF_UNIX),
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, denied),
     )

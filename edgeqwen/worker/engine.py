@@ -109,7 +109,7 @@ class Engine(Protocol):
         """Return a slot's whole state."""
         ...
 
-    def load(self, slot: int, data: bytes | bytearray) -> bool:
+    def load(self, slot: int, data: bytes | bytearray | memoryview) -> bool:
         """Put a saved state into a slot; False: it was refused, the slot is empty."""
         ...
 

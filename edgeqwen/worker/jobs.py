@@ -124,7 +124,8 @@ class Acceptor:
         if request.overflow != "stop" and count(messages) >= n_ctx:
             wanted = request.sampler.max_tokens or n_ctx // _ANSWER_SHARE
             room = n_ctx - max(1, min(wanted, n_ctx // _ANSWER_SHARE))
-            messages, dropped = fit(messages, request.overflow, room, count, n_ctx // _ANSWER_SHARE)
+            block = max(1, n_ctx // _ANSWER_SHARE)
+            messages, dropped = fit(messages, request.overflow, room, count, block)
         segments = self._render(request, messages)
         prompt = self._tokens(segments)
         if len(prompt) >= n_ctx:

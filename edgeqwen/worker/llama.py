@@ -231,7 +231,7 @@ class LlamaEngine:
     def save(self, slot: int) -> bytearray:
         return self._get_state(slot, _WHOLE)
 
-    def load(self, slot: int, data: bytes | bytearray) -> bool:
+    def load(self, slot: int, data: bytes | bytearray | memoryview) -> bool:
         self.trim(slot, 0)
         if self._set_state(slot, data, _WHOLE):
             return True
@@ -246,8 +246,10 @@ class LlamaEngine:
                 raise EngineError("llama.cpp could not give out the state of a sequence")
         return state
 
-    def _set_state(self, slot: int, data: bytes | bytearray, flags: int) -> bool:
-        view = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+    def _set_state(self, slot: int, data: bytes | bytearray | memoryview, flags: int) -> bool:
+        kind = ctypes.c_uint8 * len(data)
+        # ctypes lends out what may be written to, and only that; llama.cpp does not write to it.
+        view = kind.from_buffer_copy(data) if isinstance(data, bytes) else kind.from_buffer(data)
         return bool(L.llama_state_seq_set_data_ext(self._ctx, view, len(data), slot, flags) == len(data))
 
     def open_sampler(self, params: SamplerParams, seed: int) -> _GuardedSampler:

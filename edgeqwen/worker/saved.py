@@ -49,7 +49,7 @@ class State:
     """A sequence as it can be saved and restored."""
 
     tokens: list[int]
-    data: bytes | bytearray
+    data: bytes | bytearray | memoryview
     checkpoints: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -71,6 +71,8 @@ class _Waiting:
     """A state that is not on disk yet; memory has all of it."""
 
     future: Future[None]
+    box: list[State]
+    """Emptied by whoever takes it: a future that was cancelled keeps what it was given."""
     tokens: list[int]
     on_failure: Callable[[], None]
 
@@ -110,12 +112,13 @@ class SavedStates:
         try:
             with path.open("rb") as file:
                 header = self._read_header(file)
-                body = file.read()
+                body = bytearray(os.fstat(file.fileno()).st_size - file.tell())
+                file.readinto(body)  # the one copy of it: a small machine has no room for more
             if hashlib.sha256(body).hexdigest() != header.sha256:
                 raise ValueError("its checksum is wrong")
             with suppress(OSError):
                 os.utime(path)  # it was used: the others go first
-            return _parse(header, body)
+            return _parse(header, memoryview(body))
         except (OSError, ValueError, msgspec.DecodeError) as error:
             self._forget(path, error)
             return None
@@ -135,10 +138,13 @@ class SavedStates:
         waiting = [one for one in self._waiting if not (one.future.running() or one.future.done())]
         outdated = [one for one in waiting if one.tokens == state.tokens[: len(one.tokens)]]
         for one in outdated or waiting[: max(0, len(waiting) - self._most_waiting)]:
-            if one.future.cancel() and one not in outdated:
-                one.on_failure()
-        future = self._writer.submit(self._try_to_write, state, on_failure)
-        self._waiting = [*waiting, _Waiting(future, state.tokens, on_failure)]
+            if one.future.cancel():
+                one.box.clear()
+                if one not in outdated:
+                    one.on_failure()
+        box = [state]
+        future = self._writer.submit(self._try_to_write, box, on_failure)
+        self._waiting = [*waiting, _Waiting(future, box, state.tokens, on_failure)]
 
     def close(self) -> None:
         """Return when everything is on disk; nothing can be written after it."""
@@ -196,9 +202,9 @@ class SavedStates:
             raise ValueError("it is cut off")
         return header
 
-    def _try_to_write(self, state: State, on_failure: Callable[[], None]) -> None:
+    def _try_to_write(self, box: list[State], on_failure: Callable[[], None]) -> None:
         try:
-            self._write(state)
+            self._write(box.pop())
         except OSError as error:
             _log(f"the KV cache could not be saved: {error.strerror or error}")
             on_failure()
@@ -218,7 +224,9 @@ class SavedStates:
         path, temporary = self._folder / f"{name}.kv", self._folder / f"{name}.{os.getpid()}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._make_room(state.size)
+            # Those that hold no more than the beginning of this one go once it is there.
+            outdated = [other for other, known in self._known() if _is_beginning(known.tokens, tokens)]
+            self._make_room(state.size, {path, *outdated})
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(handle, "wb") as file:
                 for part in (_MAGIC, _LENGTH.pack(len(raw)), raw, *parts):
@@ -228,25 +236,28 @@ class SavedStates:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        for other, known in self._known():  # those that hold no more than the beginning of this one
-            held = known.tokens
-            if other != path and len(held) <= len(tokens) and common_prefix(held, tokens) == len(held):
+        for other in outdated:
+            if other != path:
                 self._remove(other)
 
     def _remove(self, path: Path) -> None:
         with self._lock:
             self._index.pop(path, None)
+            self._seen.discard(path)  # one of the same name may come again
         with suppress(OSError):
             path.unlink()
 
-    def _make_room(self, n_bytes: int) -> None:
-        """Remove files that are none of ours, then those not used for longest, until a new one has room."""
+    def _make_room(self, n_bytes: int, outdated: Collection[Path]) -> None:
+        """Remove files that are none of ours, then those not used for longest, until a new one has room.
+
+        What it puts out of date does not count: it goes anyway, and others must not go for it.
+        """
         files = []
         for stale in self._folder.glob("*.part"):  # of a process that was killed while it wrote
             with suppress(OSError):
                 if time.time() - stale.stat().st_mtime > _STALE_S:
                     stale.unlink()
-        for path in _files(self._folder):
+        for path in set(_files(self._folder)).difference(outdated):
             with suppress(OSError):
                 status = path.stat()
                 files.append((_is_ours(path), status.st_mtime_ns, status.st_size, path))
@@ -275,7 +286,7 @@ def _is_ours(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def _parse(header: _Header, body: bytes) -> State:
+def _parse(header: _Header, body: memoryview) -> State:
     tokens = array("i")
     at = 4 * header.n_tokens
     tokens.frombytes(body[:at])
@@ -283,7 +294,7 @@ def _parse(header: _Header, body: bytes) -> State:
     at += header.state_bytes
     checkpoints = {}
     for position, size in header.checkpoints.items():
-        checkpoints[position] = body[at : at + size]
+        checkpoints[position] = bytes(body[at : at + size])
         at += size
     return State(tokens.tolist(), data, checkpoints)
 
@@ -293,6 +304,10 @@ def _files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.glob("*.kv") if path.is_file() and not path.is_symlink())
     except OSError:
         return []
+
+
+def _is_beginning(short: Sequence[int], long: Sequence[int]) -> bool:
+    return len(short) <= len(long) and common_prefix(short, long) == len(short)
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

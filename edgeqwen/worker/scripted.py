@@ -137,7 +137,7 @@ class ScriptedEngine:
     def save(self, slot: int) -> bytes:
         return msgspec.json.encode(self._cache[slot])
 
-    def load(self, slot: int, data: bytes | bytearray) -> bool:
+    def load(self, slot: int, data: bytes | bytearray | memoryview) -> bool:
         self._cache[slot] = msgspec.json.decode(data, type=list[int])
         return True
 

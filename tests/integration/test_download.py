@@ -167,6 +167,15 @@ def test_a_wrong_answer_to_a_range_leaves_the_part_alone(hub: Hub, part: Path, k
     assert part.read_bytes() == DATA
 
 
+def test_rubbish_costs_no_byte_that_is_held(hub: Hub, part: Path) -> None:
+    part.write_bytes(DATA[:2_000_001])
+    hub.put(REPO, NAME, b"busy" + DATA[4:])
+    hub.fail(NAME, "norange")
+    with pytest.raises(DownloadError):
+        get(hub, part)
+    assert part.read_bytes() == DATA[:2_000_001]
+
+
 def test_a_server_without_ranges_starts_over(hub: Hub, part: Path) -> None:
     part.write_bytes(DATA[:500_000])
     hub.fail(NAME, "norange")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ import pytest
 from filelock import FileLock
 
 from edgeqwen.models.digest import CHUNK, digest_of
+from edgeqwen.models.facts import read_facts
+from edgeqwen.models.pull import Plan, PullWatch, pull
+from edgeqwen.models.sources import Origin, Sources
+from edgeqwen.models.store import Store
 from tests.support.hub import REVISION, Hub
 from tests.support.program import PROGRAM, Done, edgeqwen, is_one_sentence
 from tests.support.tiny import write_model
@@ -167,6 +172,18 @@ def test_what_ollama_has_is_linked(hub: Hub, model: Path, home: Path, tmp_path: 
     assert blob.stat().st_mode & 0o200, "it is Ollama's, which may write to it"
     assert json.loads((installed(home) / "manifest.json").read_text())["came_by"] == "hard link"
     assert hub.seen == []
+
+
+def test_what_is_here_needs_no_room(hub: Hub, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "usb"
+    folder.mkdir()
+    shutil.copy(model, folder / model.name)
+    store = Store(tmp_path / "data" / "models")
+    origin = Origin(REPO, REVISION, model.name, digest_of(model).sha256, model.stat().st_size)
+    plan = Plan("tiny", "q8_0", (origin,), None, read_facts(model))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 60 << 20))
+    sources = Sources((), (folder,))
+    assert pull(plan, store, sources, PullWatch()).ref == "tiny:q8_0"
 
 
 def test_a_false_blob_is_not_believed(hub: Hub, model: Path, home: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError,
 from edgeqwen.models.adopt import adopt, shards_of
 from edgeqwen.models.catalogue import Catalogue, CatalogueFile, load_catalogue
 from edgeqwen.models.digest import digest_of
+from edgeqwen.models.install import locked
 from edgeqwen.models.locate import locate, read_located
 from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.store import MANIFEST, Store, verify
@@ -366,3 +367,34 @@ def test_the_real_file_is_recognised(
     entry = adopt(renamed, store, catalogue).entry
     assert entry.ref == "qwen2.5-coder-0.5b:q4_k_m"
     assert catalogue.templates.get(entry.manifest.facts.template_sha256 or "")
+
+
+def test_a_model_keeps_its_place_whatever_its_folder_is_called(
+    tmp_path: Path, store: Store, catalogue: Catalogue
+) -> None:
+    for number, folder in enumerate(("in\u3000x", "Ti\u200dny", os.fsdecode(b"caf\xe9"))):
+        (tmp_path / folder).mkdir()
+        file = write_model(tmp_path / folder / f"Mine Instruct {number} Q8_0.gguf", seed=number)
+        entry = adopt(file, store, catalogue).entry
+        assert store.find(parse_ref(entry.ref), catalogue).folder == entry.folder
+
+
+def test_one_bad_byte_in_a_manifest_hides_that_model_alone(
+    file: Path, store: Store, catalogue: Catalogue
+) -> None:
+    entry = adopt(file, store, catalogue).entry
+    raw = bytearray((entry.folder / MANIFEST).read_bytes())
+    raw[raw.index(b"edgeqwen")] ^= 0x80
+    (entry.folder / MANIFEST).write_bytes(raw)
+    assert store.entries() == []
+    assert store.broken_manifests()
+
+
+def test_what_is_worked_on_is_not_removed(file: Path, store: Store, catalogue: Catalogue) -> None:
+    entry = adopt(file, store, catalogue).entry
+    with locked(store, "another", [entry.manifest.files[0].sha256]), pytest.raises(StoreError) as caught:
+        store.remove(entry)
+    assert caught.value.cause == "in_use"
+    assert store.entries() == [entry]
+    store.remove(entry)
+    assert (store.entries(), store.remove(entry)) == ([], 0), "the second time somebody was faster"

@@ -256,7 +256,7 @@ def test_the_worker_cannot_open_a_connection() -> None:
 import socket
 from edgeqwen.worker.confine import confine
 assert confine()
-for family in (socket.AF_INET, socket.AF_INET6):
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_VSOCK, socket.AF_NETLINK):
     try:
         socket.socket(family)
     except PermissionError:

@@ -11,8 +11,9 @@ import pytest
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import LoadParams
 from edgeqwen.errors import InvalidInput
+from edgeqwen.machine.cgroup import own_cgroups
 from edgeqwen.machine.cpu import usable_cores
-from edgeqwen.machine.memory import available_bytes
+from edgeqwen.machine.memory import available_bytes, total_bytes
 from edgeqwen.models.catalogue import load_catalogue
 from edgeqwen.models.facts import kv_bytes, read_facts
 from edgeqwen.models.fit import (
@@ -33,8 +34,8 @@ def test_hardware_threads_of_one_core_count_once(tmp_path: Path) -> None:
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text("0-127\n")
-    assert usable_cores(tmp_path, tmp_path / "none") == 1
-    assert usable_cores(tmp_path / "gone", tmp_path / "none") == len(allowed)
+    assert usable_cores(tmp_path, []) == 1
+    assert usable_cores(tmp_path / "gone", []) == len(allowed)
 
 
 @pytest.mark.parametrize(
@@ -42,19 +43,28 @@ def test_hardware_threads_of_one_core_count_once(tmp_path: Path) -> None:
     [("max 100000\n", 10**6), ("100000 100000\n", 1), ("50000 100000\n", 1), ("nonsense", 10**6)],
 )
 def test_a_container_quota_counts(tmp_path: Path, text: str, most: int) -> None:
-    quota = tmp_path / "cpu.max"
-    quota.write_text(text)
-    assert 1 <= usable_cores(quota_file=quota) <= most
+    (tmp_path / "cpu.max").write_text(text)
+    assert 1 <= usable_cores(cgroups=[tmp_path / "none", tmp_path]) <= most
 
 
 def test_what_a_container_may_have_counts_its_files_as_free(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("4000\n")
     (tmp_path / "memory.current").write_text("3900\n")
-    assert available_bytes(tmp_path) == 100
+    assert available_bytes([tmp_path]) == 100
     (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 3000\nactive_file 700\n")
-    assert available_bytes(tmp_path) == 3100
+    assert available_bytes([tmp_path]) == 3100
+    assert total_bytes([tmp_path / "none", tmp_path]) == 4000
     (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(tmp_path) > 1 << 20
+    assert available_bytes([tmp_path]) > 1 << 20
+
+
+def test_the_limits_of_a_slice_hold_for_what_is_in_it(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("4:memory:/old\n0::/user.slice/run-7.scope\n")
+    root = tmp_path / "fs"
+    assert own_cgroups(root, own) == [root / "user.slice/run-7.scope", root / "user.slice", root]
+    own.write_text("0::/\n")
+    assert own_cgroups(root, own) == own_cgroups(root, tmp_path / "none") == [root]
 
 
 def test_there_is_some_memory() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeqwen.errors import InvalidInput
-from edgeqwen.models.ref import ModelRef, is_safe_file_name, is_safe_name, normal_name, parse_ref
+from edgeqwen.models.ref import ModelRef, folder_name, is_safe_file_name, is_safe_name, normal_name, parse_ref
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,15 @@ def test_a_printed_ref_reads_back(name: str, quant: str | None) -> None:
     ref = parse_ref(f"{name}:{quant}" if quant else name) if normal_name(name) else None
     if ref and not name.endswith(".gguf"):
         assert parse_ref(str(ref)) == ref
+
+
+@given(st.text(max_size=90))
+@example("qwen2.5 0.5b instruct (1)")
+@example("a" * 63 + "-b")
+def test_a_folder_has_a_name_that_its_ref_finds(text: str) -> None:
+    name = folder_name(text)
+    assert folder_name(name) == normal_name(name) == name
+    assert len(name) <= 64
 
 
 @given(st.text(max_size=40))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,48 @@ def test_a_slow_disk_gets_the_newest_and_memory_holds_few(
     store.close()
     assert written in ([10, 5, 5, 5], [40, 5, 5, 5], [10, 5, 5]), written
     assert given_up[:1] == [0] or given_up[:2] == [0, 1], given_up
+
+
+def test_what_a_slow_disk_did_not_take_leaves_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def slow(store: SavedStates, state: State) -> None:
+        begun.set()
+        gate.wait(30)
+
+    monkeypatch.setattr(SavedStates, "_write", slow)
+    store = saved(tmp_path)
+    store.write(State([0], b"x"))
+    assert begun.wait(30)
+    states = [State([number] * 5, b"x") for number in range(1, 9)]
+    alive = [weakref.ref(state) for state in states]
+    while states:
+        store.write(states.pop(0))
+    gc.collect()
+    assert sum(ref() is not None for ref in alive) <= 4
+    gate.set()
+    store.close()
+
+
+def test_a_chat_that_grows_throws_out_only_what_it_replaces(tmp_path: Path) -> None:
+    other, chat = State([7] * 50, bytes(40_000)), State([*range(60)], bytes(50_000))
+    longer = State([*range(80)], bytes(52_000))
+    for state in (other, chat, longer):
+        write(tmp_path, state, max_bytes=100_000)
+    assert read(tmp_path, other.tokens) == other
+    assert read(tmp_path, longer.tokens) == longer
+
+
+def test_what_was_thrown_out_and_written_again_is_found(tmp_path: Path) -> None:
+    store = saved(tmp_path, max_bytes=100_000)
+    first, second = State([7] * 50, bytes(60_000)), State([8] * 50, bytes(60_000))
+    for state in (first, second, first):
+        store.write(state)
+        store._writer.submit(lambda: None).result()
+        path, _ = store.find(lambda tokens, checkpoints, state=state: common_prefix(tokens, state.tokens))
+        assert path is not None
+        assert store.read(path) == state
+    store.close()
 
 
 def test_another_model_or_setting_finds_nothing(tmp_path: Path) -> None:
