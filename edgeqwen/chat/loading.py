@@ -74,7 +74,7 @@ def plan_load(
         load_mode=options.load_mode,
         repack=options.repack,
         n_gpu_layers=options.n_gpu_layers,
-        layers=_layers(facts, n_ctx, options.kv_type) if facts else None,
+        layers=layers_of(facts, n_ctx, options.kv_type) if facts else None,
         saved=saved,
     )
     load = Load(located.entry.manifest.files[0].sha256, n_ctx, options.kv_type) if located.entry else None
@@ -113,6 +113,7 @@ def _notice_template(facts: ModelFacts, catalogue: Catalogue, notices: list[str]
         notices.append("the file's chat template is not one of the known ones; it runs in a sandbox")
 
 
-def _layers(facts: ModelFacts, n_ctx: int, kv_type: KvType) -> Layers:
+def layers_of(facts: ModelFacts, n_ctx: int, kv_type: KvType) -> Layers:
+    """Return what the worker needs to know to give a GPU as many layers as its memory takes."""
     n_bytes = facts.weights_bytes + kv_bytes(facts, n_ctx, kv_type)
     return Layers(n=facts.n_layers, n_bytes=n_bytes // max(1, facts.n_layers))

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import click
 import psutil
 
+from edgeqwen.chat.loading import layers_of
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option
@@ -54,12 +55,15 @@ def bench(
     check_memory(facts, n_ctx, kv_type, estimate(facts, n_ctx, kv_type), available_bytes())
     threads = n_threads or invocation.config.run.threads or usable_cores()
     paths = tuple(str(path.absolute()) for path in located.paths)
-    params = LoadParams(paths=paths, n_ctx=n_ctx, n_threads=threads, kv_type=kv_type)
+    layers = layers_of(facts, n_ctx, kv_type)
+    params = LoadParams(paths=paths, n_ctx=n_ctx, n_threads=threads, kv_type=kv_type, layers=layers)
     with output.Status() as status:
         measuring = Bench(
             params, invocation.paths.logs, lambda what: status.show(f"measuring {what}"), rounds
         )
         figures = asyncio.run(measuring.run())
+    for notice in measuring.notices:
+        output.note(notice)
     figures += _bandwidth(figures, facts.weights_bytes)
     run = Run(
         model=located.name,

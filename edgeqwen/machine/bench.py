@@ -75,6 +75,8 @@ class Bench:
 
     def __init__(self, params: LoadParams, logs: Path, tell: Callable[[str], None], rounds: int) -> None:
         self._params, self._logs, self._tell, self._rounds = params, logs, tell, rounds
+        self.notices: tuple[str, ...] = ()
+        """What the worker had to say of its placement, such as fewer GPU layers than there are."""
         self._per_sentence = 20
         """Tokens; measured first."""
 
@@ -150,7 +152,8 @@ class Bench:
     @asynccontextmanager
     async def _worker(self, **changes: object) -> AsyncIterator[WorkerClient]:
         async with WorkerClient(self._logs) as client:
-            await client.load(msgspec.structs.replace(self._params, **{"saved": None, **changes}))
+            ready = await client.load(msgspec.structs.replace(self._params, **{"saved": None, **changes}))
+            self.notices = ready.notices
             yield client
 
 
