@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,17 +45,12 @@ _LITTLE_WORDS = (
     " there please what how which tell about"
 )
 _LITTLE = frozenset(_LITTLE_WORDS.split())
-_CUT_SHARE, _CUT_WORDS = 0.7, 10
+_CUT_SHARE, _CUT_WORDS = 0.85, 7
 _FRAME_SHARE, _WORD_SHARE = 0.35, 0.4
 _NOTHING = "<think>\n\n</think>\n\n"
-_SUMS = (
-    "What is {} {} {}?",
-    "{} {} {}",
-    "{}{}{}",
-    "{} {} {} =",
-    "how much is {} {} {}",
-    "calculate {} {} {}",
-)
+_SIGNS = {"+": "plus", "-": "minus", "*": "times"}
+_SUMS = ("What is {}?", "{}", "{} =", "how much is {}", "calculate {}", "what's {}")
+_WRITTEN = ("{a} {sign} {b}", "{a}{sign}{b}", "{a} {word} {b}")
 _TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -102,7 +98,8 @@ def load_corpus() -> Corpus:
     asked = [one for topic in topics.values() for one in _questions(topic, "ask")]
     held_out = [one for topic in topics.values() for one in _questions(topic, "held_out")]
     corpus = Corpus(
-        asked=(*asked, *by_others("asked"), *_sums()),
+        # Ours twice: the others wrote five for each of them, and ours hold the plainest.
+        asked=(*asked, *asked, *by_others("asked"), *_sums()),
         held_out=tuple(held_out),
         by_strangers=tuple(by_others("strangers")),
         tools=tuple(_read("tools")["tool"]),
@@ -124,13 +121,16 @@ def _questions(topic: dict[str, object], kind: str) -> Iterator[Question]:
 
 
 def _sums() -> Iterator[Question]:
-    for a in range(11):
-        for b in range(11):
-            for sign, result in (("+", a + b), ("-", a - b), ("*", a * b)):
-                if result >= 0 and max(a, b) <= 10:
-                    shape = _SUMS[(a * 7 + b * 3 + ord(sign)) % len(_SUMS)]
-                    text = shape.format(a, sign, b)
-                    yield Question(text, f"{a} {sign} {b} = {result}.", f"This is a sum: {a} {sign} {b}.")
+    """Yield the sums of two numbers up to ten, each way of writing one in two of the ways of asking."""
+    for a, b, (sign, word) in product(range(11), range(11), _SIGNS.items()):
+        result = {"+": a + b, "-": a - b, "*": a * b}[sign]
+        if result < 0:
+            continue
+        for index, written in enumerate(_WRITTEN):
+            said = written.format(a=a, sign=sign, b=b, word=word)
+            for ask in (a * 7 + b * 3 + index, a * 7 + b * 3 + index + 3):
+                text = _SUMS[ask % len(_SUMS)].format(said)
+                yield Question(text, f"{a} {sign} {b} = {result}.", f"This is a sum: {a} {sign} {b}.")
 
 
 def bare(text: str) -> str:
@@ -198,13 +198,13 @@ class Talker:
         questions = list(self._corpus.asked)
         self._random.shuffle(questions)
         while questions:
-            n_turns = self._random.choices((1, 2, 3, 5, 12), (60, 22, 10, 6, 2))[0]
+            n_turns = self._random.choices((1, 2, 3, 5, 12), (80, 12, 5, 2, 1))[0]
             yield self._conversation([questions.pop() for _ in range(min(n_turns, len(questions)))])
             if self._random.random() < 0.02:
                 yield self._tool_call()
 
     def _conversation(self, questions: list[Question]) -> list[tuple[str, bool]]:
-        mode = self._random.choices(("chat", "think", "told"), (62, 28, 10))[0]
+        mode = self._random.choices(("chat", "think", "told"), (50, 40, 10))[0]
         parts: list[tuple[str, bool]] = []
         if self._random.random() < 0.25:
             parts.append((f"<|im_start|>system\n{self._random.choice(_SYSTEMS)}<|im_end|>\n", False))
