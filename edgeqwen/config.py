@@ -6,6 +6,7 @@ Owns config.toml; knows nothing of who uses a setting.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,9 +147,12 @@ def parse_value(text: str) -> Any:  # noqa: ANN401 - a TOML value of any type
 
 
 def _replace(path: Path, text: str) -> None:
+    path = path.resolve()  # a link, as into a folder of settings that is kept elsewhere, stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
+        if path.exists():
+            Path(name).chmod(stat.S_IMODE(path.stat().st_mode))
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(name).replace(path)

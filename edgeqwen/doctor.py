@@ -24,7 +24,7 @@ from edgeqwen.chat.presets import load_presets
 from edgeqwen.chat.sampling import check_setting
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import Device, Devices
-from edgeqwen.errors import EdgeQwenError, EngineError
+from edgeqwen.errors import EdgeQwenError, EngineError, StoreError
 from edgeqwen.machine.cpu import cpu_features, usable_cores
 from edgeqwen.machine.health import Check
 from edgeqwen.machine.memory import available_bytes
@@ -130,6 +130,8 @@ def check_build(devices: Devices | EdgeQwenError, cpu: frozenset[str]) -> Check:
     """Compare what llama.cpp was built for with what this CPU has; `cpu` holds names of /proc/cpuinfo."""
     if isinstance(devices, EdgeQwenError):
         todo = f"see its log; to build it anew: {rebuild_command()}"
+        if isinstance(devices, StoreError):  # llama.cpp was not even asked
+            todo = "use a folder you may write to: EDGEQWEN_HOME says which"
         return Check("llama.cpp", "fail", devices.message, todo)
     unused = [name for name, flag in _FEATURES.items() if flag in cpu and name not in devices.features]
     used = ", ".join(name for name in _FEATURES if name in devices.features) or "no special features"

@@ -119,7 +119,7 @@ class Model(nn.Module):
 
 
 def _dropped(x: Tensor, share: float) -> Tensor:
-    """Leave out the same features at every token of a row (Gal and Ghahramani 2016): a tenth of the dice."""
+    """Leave out the same features at every token of a row (Gal and Ghahramani 2016), with one die for all."""
     kept = torch.rand(len(x), 1, x.shape[-1]) >= share
     return x * (kept / (1 - share)).to(x.dtype)
 
@@ -310,7 +310,7 @@ def main() -> None:
     model = Model(Shape())
     tokenizer = train_tokenizer(corpus)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{n_parameters:,} parameters, {len(corpus.asked):,} questions", file=sys.stderr)
+    print(f"{n_parameters:,} parameters, {len(corpus.asked):,} lessons", file=sys.stderr)
     for _ in train(model, tokenizer, corpus, Plan(options.steps, options.seed)):
         write_gguf(model, tokenizer, options.to)
     write_gguf(model, tokenizer, options.to)

@@ -1,7 +1,7 @@
 """All chats of one user, in one SQLite file: kept as they are said, found by their words.
 
-Owns the file and its schema. Messages are only ever added; an answer that grows is a draft, which becomes a
-message when it ends, or when the file is opened after a crash. Blocking; call it from a thread.
+Owns what is in the file; database.py opens it. Messages are only ever added; an answer that grows is a draft,
+which becomes a message when it ends, or when the file is opened after a crash. Blocking; for a thread.
 """
 
 from __future__ import annotations
@@ -20,42 +20,12 @@ import msgspec
 import psutil
 
 from edgeqwen.chat.conversation import Conversation, Made, Message, head_in
+from edgeqwen.chat.database import mend_index, open_database
 from edgeqwen.errors import NotFound, StoreError
 from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.text import clean_line
 
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE chat (
-  id INTEGER PRIMARY KEY, title TEXT NOT NULL, system TEXT NOT NULL, head INTEGER,
-  created REAL NOT NULL, updated REAL NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, deleted REAL
-);
-
-CREATE INDEX chat_updated ON chat (pinned DESC, updated DESC);
-
-CREATE TABLE message (
-  row INTEGER PRIMARY KEY, chat INTEGER NOT NULL REFERENCES chat ON DELETE CASCADE, id INTEGER NOT NULL,
-  parent INTEGER, role TEXT NOT NULL, text TEXT NOT NULL, thinking TEXT NOT NULL, complete INTEGER NOT NULL,
-  made TEXT, said REAL NOT NULL, UNIQUE (chat, id)
-);
-
-CREATE TABLE draft (
-  chat INTEGER PRIMARY KEY REFERENCES chat ON DELETE CASCADE, id INTEGER NOT NULL, parent INTEGER,
-  text TEXT NOT NULL, thinking TEXT NOT NULL, pid INTEGER NOT NULL
-);
-
-CREATE VIRTUAL TABLE words USING fts5(text, content='message', content_rowid='row', tokenize='trigram');
-
-CREATE TRIGGER message_added AFTER INSERT ON message BEGIN
-  INSERT INTO words (rowid, text) VALUES (new.row, new.text);
-END;
-
-CREATE TRIGGER message_removed AFTER DELETE ON message BEGIN
-  INSERT INTO words (words, rowid, text) VALUES ('delete', old.row, old.text);
-END;
-"""  # statements with empty lines between them
 _TITLE = 60  # characters
-_LOOK_THROUGH = 64 << 20  # bytes that are looked through in a moment
 _UNDO_S = 7 * 24 * 3600.0  # deleted chats can be brought back for so long
 _ENCODER, _DECODER = msgspec.json.Encoder(), msgspec.json.Decoder(Made)
 
@@ -79,10 +49,8 @@ class History:
         """Open the file, or begin one. One that cannot be read is kept aside. Raises StoreError."""
         self._file, self._clock = file, clock
         self._lock = threading.RLock()
-        self.notice: str | None = None
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._db = self._open()
+            self._db, self.notice = open_database(file, int(clock()))
         except (OSError, sqlite3.Error) as error:
             raise _failure(error, file) from error
         self._end_drafts()
@@ -245,62 +213,6 @@ class History:
             ).fetchall()
         return [Chat(id_, title, updated, bool(pinned), n) for id_, title, updated, pinned, n in rows]
 
-    def _open(self) -> sqlite3.Connection:
-        db = self._connect()
-        try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                _make_tables(db)
-            elif version == _VERSION:
-                db.execute("SELECT count(*) FROM chat, draft, message WHERE message.row < 0").fetchone()
-                self._check_pages(db)
-            else:
-                return self._begin_anew(db, "comes from a newer edgeqwen")
-        except sqlite3.OperationalError as error:
-            if not any(words in str(error) for words in ("no such", "already exists")):
-                db.close()
-                raise  # locked, full or not writable: the file itself may be fine
-            return self._begin_anew(db, "is not whole")
-        except sqlite3.DatabaseError:
-            return self._begin_anew(db, "is damaged")
-        return db
-
-    def _check_pages(self, db: sqlite3.Connection) -> None:
-        """Look through the file, unless that takes long and it was closed well. Raises DatabaseError."""
-        is_large = self._file.stat().st_size > _LOOK_THROUGH
-        if is_large and not self._file.with_name(f"{self._file.name}-wal").exists():
-            return
-        [(found,)] = db.execute("PRAGMA quick_check(1)").fetchall()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-
-    def _connect(self) -> sqlite3.Connection:
-        os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))  # the journals get its mode
-        with suppress(OSError):
-            self._file.chmod(0o600)
-        db = sqlite3.connect(self._file, timeout=10, check_same_thread=False, isolation_level=None)
-        db.create_function("fold", 1, str.casefold, deterministic=True)  # SQLite's own lower() knows ASCII
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA foreign_keys = ON")
-        except sqlite3.DatabaseError:
-            pass  # whoever reads the schema next says what is wrong
-        return db
-
-    def _begin_anew(self, db: sqlite3.Connection, why: str) -> sqlite3.Connection:
-        """Keep the file aside under another name and begin an empty one."""
-        db.close()
-        aside = self._file.with_name(f"{self._file.stem}-{int(self._clock())}{self._file.suffix}")
-        self._file.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            journal = self._file.with_name(self._file.name + suffix)
-            if journal.exists():
-                journal.rename(aside.with_name(aside.name + suffix))
-        self.notice = f"the chat history {why}; it is kept as {aside}, and a new one begins"
-        fresh = self._connect()
-        _make_tables(fresh)
-        return fresh
-
     def _end_drafts(self) -> None:
         """Make messages of the answers that a crash has cut off."""
         with self._reading() as db:
@@ -312,10 +224,12 @@ class History:
             if _is_writing(pid, updated):
                 continue
             conversation = self.load(chat)
-            if (text or thinking) and id_ not in conversation.messages:
-                message = Message(id_, parent, "assistant", text, thinking, is_complete=False)
-                conversation.messages[id_] = message
-                conversation.head = id_
+            held = conversation.messages.get(id_)  # another program may have said something else there
+            is_kept = held is not None and (held.parent, held.text, held.thinking) == (parent, text, thinking)
+            if (text or thinking) and not is_kept:
+                number = conversation.next_id if held else id_
+                conversation.messages[number] = Message(number, parent, "assistant", text, thinking, False)
+                conversation.head = conversation.head if held else number
             self.save(chat, conversation)
             with self._changing() as db:
                 db.execute("DELETE FROM draft WHERE chat = ? AND id = ?", (chat, id_))
@@ -336,20 +250,11 @@ class History:
             try:
                 yield db
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+                mend_index(db, error)  # so that the next save succeeds
                 raise
-
-
-def _make_tables(db: sqlite3.Connection) -> None:
-    """Make the tables, unless another program that started at the same moment has done so meanwhile."""
-    with db:
-        db.execute("BEGIN IMMEDIATE")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            for statement in _SCHEMA.split("\n\n"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {_VERSION}")
 
 
 def _is_writing(pid: int, since: float) -> bool:

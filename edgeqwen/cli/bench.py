@@ -75,9 +75,12 @@ def bench(
         figures={figure.name: figure.value for figure in figures},
         units={figure.name: figure.unit for figure in figures},
     )
-    history = History(invocation.paths.bench)
-    before = history.last(run)
-    history.add(run)
+    history, before = History(invocation.paths.bench), None
+    try:
+        before = history.last(run)
+        history.add(run)
+    except OSError as error:
+        output.note(f"note: this run cannot be kept in {invocation.paths.bench}: {error.strerror}")
     _show(invocation, run, before, plot=plot)
 
 

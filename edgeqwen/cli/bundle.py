@@ -20,6 +20,7 @@ from edgeqwen.models import bundle as bundles
 from edgeqwen.models.catalogue import Catalogue
 from edgeqwen.models.export import Contents
 from edgeqwen.models.export import export as write_bundle
+from edgeqwen.models.locks import locked
 from edgeqwen.models.minisign import PublicKey, SecretKey, parse_public
 from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.store import Entry
@@ -229,14 +230,19 @@ def _signing_key(paths: Paths) -> SecretKey:
     """Return this user's key, made at the first need. Raises InvalidInput."""
     path = paths.signing_key
     try:
-        if path.exists():
-            return SecretKey.parse(path.read_text(encoding="ascii", errors="replace"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        key = SecretKey.new()
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(f"{key}\n")
-        return key
+        with locked(path.parent, path.stem):
+            if path.exists():
+                return SecretKey.parse(path.read_text(encoding="ascii", errors="replace"))
+            key, temporary = SecretKey.new(), path.with_suffix(".new")
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(f"{key}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)  # whole or not at all
+            return key
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error.message}; without that file a new key is made") from error
     except OSError as error:
         raise InvalidInput(f"cannot use the key in {path}: {error.strerror}") from error
 
@@ -254,8 +260,16 @@ def _read_trusted(paths: Paths) -> list[tuple[PublicKey, str]]:
         return []
     except OSError as error:
         raise InvalidInput(f"cannot read {paths.trusted_keys}: {error.strerror}") from error
-    pairs = (line.partition(" ") for line in lines if line.strip() and not line.startswith("#"))
-    return [(parse_public(text), word.strip()) for text, _, word in pairs]
+    keys = []
+    for number, line in enumerate(lines, 1):
+        text, _, word = line.partition(" ")
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            keys.append((parse_public(text), word.strip()))
+        except InvalidInput as error:
+            raise InvalidInput(f"{paths.trusted_keys}, line {number}: {error.message}") from error
+    return keys
 
 
 def _write_trusted(paths: Paths, keys: list[tuple[PublicKey, str]]) -> None:

@@ -45,19 +45,25 @@ class LineChat:
             output.note(f"{self._talk.name} is ready; /help lists the commands, Ctrl-D leaves")
         while True:
             try:
-                message = self._read_message()
+                message, is_quoted = self._read_message()
             except KeyboardInterrupt:
-                if not self._stays():
+                message, is_quoted = self._after_interrupt(), False
+                if message is None:
                     return failures.INTERRUPTED
-                continue
+                if not message:
+                    continue
             if message is None:
                 return self._failure_code
-            if not self._take(message):
+            if not self._take(message, is_quoted=is_quoted):
                 return self._failure_code
 
-    def _take(self, message: str) -> bool:
+    def _take(self, message: str, *, is_quoted: bool) -> bool:
         """Follow a command, or hold a turn; return whether to go on. With JSON each line has its document."""
-        if message.startswith("/") and (not self._talk.as_json or message.split()[0] in _COMMANDS):
+        if (
+            not is_quoted
+            and message.startswith("/")
+            and (not self._talk.as_json or message.split()[0] in _COMMANDS)
+        ):
             goes_on = self._obey(message)
             if self._talk.as_json:
                 output.document({"command": message})
@@ -111,18 +117,21 @@ class LineChat:
             output.note(f"unknown command: {command}; /help lists them, a space before it makes it a message")
         return True
 
-    def _read_message(self) -> str | None:
-        """Return the next message or command, None at the end of input. Raises KeyboardInterrupt."""
+    def _read_message(self) -> tuple[str | None, bool]:
+        """Return the next message or command, None at the end of input, and whether it was quoted.
+
+        Raises KeyboardInterrupt.
+        """
         line = self._read_line("> ")
         if line is None or not line.strip().startswith(_QUOTES):
-            return line
+            return line, False
         lines = [line.strip().removeprefix(_QUOTES)]
         while not lines[-1].rstrip().endswith(_QUOTES):
             line = self._read_line(". ")
             if line is None:
                 break
             lines.append(line)
-        return "\n".join(lines).strip().removesuffix(_QUOTES)
+        return "\n".join(lines).strip().removesuffix(_QUOTES), True
 
     def _read_line(self, prompt: str) -> str | None:
         if self._asks and sys.stdout.isatty():
@@ -136,10 +145,12 @@ class LineChat:
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
 
-    def _stays(self) -> bool:
-        """Ask for a second Ctrl-C, or anything else to stay."""
+    def _after_interrupt(self) -> str | None:
+        """Return what is typed after a Ctrl-C: None to leave, empty to go on, or the next message."""
+        if not self._asks:
+            return None
         output.note("\nCtrl-C once more leaves; Enter goes on")
         try:
-            return self._read_line("") is not None
+            return self._read_line("")
         except KeyboardInterrupt:
-            return False
+            return None

@@ -10,6 +10,7 @@ import click
 from edgeqwen.cli import output
 from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import json_option
+from edgeqwen.errors import StoreError
 from edgeqwen.text import size_text
 
 
@@ -48,10 +49,15 @@ def clear(invocation: Invocation) -> None:
     """Remove every saved KV cache; conversations are only read again where they go on."""
     n_files = n_bytes = 0
     for path in (*invocation.paths.kv.glob("*.kv"), *invocation.paths.kv.glob("*.part")):
-        with suppress(OSError):
+        try:
             size = path.stat().st_size
             path.unlink()
-            n_files, n_bytes = n_files + 1, n_bytes + size
+        except FileNotFoundError:  # a worker was faster
+            continue
+        except OSError as error:
+            message = f"cannot remove {path}: {error.strerror}"
+            raise StoreError(message, path=str(path), cause="io") from error
+        n_files, n_bytes = n_files + 1, n_bytes + size
     if invocation.as_json:
         output.document({"files": n_files, "freed_bytes": n_bytes})
     else:

@@ -45,19 +45,29 @@ def line(text: str = "") -> None:
 
 
 def document(value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Put one JSON document on stdout, on one line."""
-    line(json.dumps(value, ensure_ascii=False))
+    """Put one JSON document on stdout, on one line; escaped where stdout's encoding has not all letters."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    line(json.dumps(value, ensure_ascii=not is_utf8))
 
 
 def note(text: str) -> None:
     """Say something on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    _narrate(f"{text}\n")
 
 
 def aside(text: str, end: str = "\n") -> None:
     """Say something less important on stderr, dim where there is colour."""
     styled = f"\x1b[2m{text}\x1b[22m" if text and has_colour() else text
-    print(styled, end=end, file=sys.stderr, flush=True)
+    _narrate(f"{styled}{end}")
+
+
+def _narrate(text: str) -> None:
+    """Put text on stderr; one that takes nothing, as on a full disk, must not cost the data on stdout."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - else Python tries once more as it ends
 
 
 def has_terminal() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -228,7 +229,8 @@ def _new_log(folder: Path) -> Path:
         handle, name = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=folder)
     except OSError as error:
         message = f"cannot write a log in {folder}: {error.strerror}"
-        raise StoreError(message, path=str(folder), cause="io") from error
+        is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        raise StoreError(message, str(folder), "no_permission" if is_refused else "io") from error
     os.close(handle)
     return Path(name)
 

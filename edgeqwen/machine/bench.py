@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,23 +164,29 @@ class History:
         self._file = file
 
     def last(self, run: Run) -> Run | None:
-        """Return the newest earlier run with the same model and settings."""
+        """Return the newest earlier run with the same model and settings. Raises OSError."""
         key = (run.model, run.machine, run.n_threads, run.kv_type)
         same = (one for one in self._runs() if (one.model, one.machine, one.n_threads, one.kv_type) == key)
         return next((one for one in reversed(list(same))), None)
 
     def add(self, run: Run) -> None:
-        """Remember a run; raises OSError."""
-        runs = [*self._runs(), run][-_MAX_RUNS:]
+        """Remember a run; lines that are not understood stay as they are. Raises OSError."""
+        lines = [*self._lines(), msgspec.json.encode(run)][-_MAX_RUNS:]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._file.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(msgspec.json.Encoder().encode_lines(runs))
+        temporary.write_bytes(b"\n".join(lines) + b"\n")
         temporary.replace(self._file)
 
-    def _runs(self) -> list[Run]:
-        with suppress(OSError, *NOT_JSON):
-            return msgspec.json.Decoder(Run).decode_lines(self._file.read_bytes())
-        return []
+    def _runs(self) -> Iterator[Run]:
+        for line in self._lines():
+            with suppress(*NOT_JSON):
+                yield msgspec.json.decode(line, type=Run)
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return self._file.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
 
 
 async def _ask(client: WorkerClient, messages: list[tuple[str, str]], n_tokens: int) -> _Answer:

@@ -17,5 +17,4 @@ def own_cgroups(root: Path = _ROOT, own: Path = _OWN) -> list[Path]:
     except OSError:
         return [root]
     path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    inner = [root / parent for parent in (Path(path), *Path(path).parents)] if path else []
-    return list(dict.fromkeys([*inner, root]))
+    return [root / folder for folder in (Path(path), *Path(path).parents)]

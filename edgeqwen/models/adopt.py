@@ -18,11 +18,11 @@ from edgeqwen.models.install import (
     check_free_name,
     check_room,
     find_same,
-    locked,
     publish,
     stamped_now,
     store_error,
 )
+from edgeqwen.models.locks import locked
 from edgeqwen.models.ref import (
     QUANT_IN_NAME,
     SHARD_IN_NAME,
@@ -30,10 +30,9 @@ from edgeqwen.models.ref import (
     is_safe_file_name,
     is_safe_name,
 )
-from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
+from edgeqwen.models.store import LONGEST_TEXT, Entry, Manifest, ManifestFile, Progress, Store, part_of
 from edgeqwen.text import clean_line
 
-_LONGEST_SOURCE = 4096  # characters
 _LONGEST_STEM = 190  # of a file name in the store
 
 
@@ -74,7 +73,7 @@ def adopt(
     found = _inspect(path, catalogue, progress)
     model, quant = _name(found, path)
     try:
-        with locked(store, f"{model}-{quant}", [file.sha256 for file in found.files]):
+        with locked(store.partial, f"{model}-{quant}", [file.sha256 for file in found.files]):
             if entry := find_same(store, found.files):
                 return Adopted(entry, is_new=False)
             check_free_name(store, model, quant, found.files)
@@ -182,7 +181,7 @@ def _install(found: _Found, store: Store, name: tuple[str, str], path: Path, *, 
             created=created,
             tool=tool,
             catalogue_ref=found.known[0].ref if found.known else None,
-            source=clean_line(str(path.absolute()), _LONGEST_SOURCE),
+            source=clean_line(str(path.absolute()), LONGEST_TEXT),
         )
         return publish(store, manifest)
     except BaseException:  # Ctrl-C as well

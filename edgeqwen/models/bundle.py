@@ -32,14 +32,15 @@ from edgeqwen.models.digest import digest_of, is_sha256
 from edgeqwen.models.facts import read_model
 from edgeqwen.models.install import (
     check_free_name,
+    check_largest,
     check_room,
     find_same,
-    locked,
     make_own,
     publish,
     stamped_now,
     store_error,
 )
+from edgeqwen.models.locks import locked
 from edgeqwen.models.minisign import PublicKey, check, key_id
 from edgeqwen.models.ref import is_safe_file_name, is_safe_name
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Progress, Store, part_of
@@ -187,13 +188,14 @@ def install(
         size = sum(file.size for file in model.files)
         entry: Entry | None
         try:
-            with locked(store, f"{model.model}-{model.quant}", [file.sha256 for file in model.files]):
+            with locked(store.partial, f"{model.model}-{model.quant}", [file.sha256 for file in model.files]):
                 entry = find_same(store, model.files)
                 is_new = entry is None
                 if entry is None:
                     check_free_name(store, model.model, model.quant, model.files)
                     held = sum(_held(store.part(file.sha256)) for file in model.files)
-                    check_room(store, size - held, max(file.size for file in model.files))
+                    check_largest(store, max(file.size for file in model.files))
+                    check_room(store, size - held)
                     tell = part_of(progress, done, bundle.manifest.size)
                     entry = _install_one(bundle, model, blobs, store, tell, catalogue)
         except OSError as error:

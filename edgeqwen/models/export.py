@@ -94,7 +94,7 @@ def _write_extras(contents: Contents, folder: Path) -> tuple[Part, ...]:
     for name, text in contents.licences.items():
         paths.append(folder / "licences" / f"{name}.txt")
         paths[-1].parent.mkdir(exist_ok=True)
-        _write(paths[-1], text)
+        _write(paths[-1], text.encode())
     if contents.with_app:
         paths += gather(folder / "app", contents.platform)
     return tuple(
@@ -156,19 +156,19 @@ def _write_papers(folder: Path, manifest: BundleManifest, key: SecretKey) -> Non
         f"  minisign -Vm {MANIFEST} -P {key.public()}\n"
         "Parts are plain pieces: cat blobs/SHA256.part-* gives the GGUF file.\n"
     )
-    _write(folder / SUMS, sums_of(manifest))
-    _write(folder / "README.txt", readme)
-    _write(folder / "sbom.cdx.json", msgspec.json.encode(_sbom(manifest)).decode())
-    _write(folder / MANIFEST, raw.decode())
+    _write(folder / SUMS, sums_of(manifest).encode())
+    _write(folder / "README.txt", readme.encode())
+    _write(folder / "sbom.cdx.json", msgspec.json.encode(_sbom(manifest)))
+    _write(folder / MANIFEST, raw)
     comment = f"bundle {manifest.bundle_id} {manifest.created} {manifest.tool}"
-    _write(folder / SIGNATURE, key.sign(raw, comment))
+    _write(folder / SIGNATURE, key.sign(raw, comment).encode())
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, data: bytes) -> None:
     """Write a new file, never through a link that lies there."""
     path.unlink(missing_ok=True)
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with path.open("xb") as file:
+        file.write(data)
 
 
 def _sbom(manifest: BundleManifest) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The last steps into the store, the same for every way in: lock, part files, final names, manifest.
+"""The last steps into the store, the same for every way in: part files, final names, manifest.
 
 Knows nothing of where the bytes come from.
 """
@@ -10,14 +10,12 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
-
-from filelock import FileLock, Timeout
 
 from edgeqwen.errors import StoreError
 from edgeqwen.models.digest import digest_of
@@ -26,40 +24,8 @@ from edgeqwen.models.volume import FAT_LARGEST, is_fat
 
 _MARGIN = 64 << 20  # bytes left free on the disk
 _FICLONE = 0x40049409  # linux/fs.h
-_ASK_AGAIN_S = 0.3
 
 Way = Literal["hard link", "reflink", "copy"]
-
-
-@contextmanager
-def locked(
-    store: Store, name: str, digests: Iterable[str] = (), on_wait: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """Let one process at a time work on a variant and on the parts of its files, which others may share.
-
-    Calls `on_wait` while another process does. Raises OSError.
-    """
-    store.partial.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        for one in sorted({name, *digests}):  # everybody in one order, or two could wait for each other
-            held.enter_context(_lock(store.partial / f"{one}.lock", on_wait))
-        yield
-
-
-@contextmanager
-def _lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    lock = FileLock(path)
-    while True:
-        try:
-            lock.acquire(timeout=_ASK_AGAIN_S)
-            break
-        except Timeout:
-            on_wait()
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def find_same(store: Store, files: Sequence[ManifestFile]) -> Entry | None:
@@ -89,13 +55,17 @@ def check_free_name(store: Store, model: str, quant: str, files: Sequence[Manife
         raise StoreError(message, path=str(folder), cause="name_taken")
 
 
-def check_room(store: Store, n_bytes: int, largest: int = 0) -> None:
-    """Raise OSError when the store's disk has no room for so many bytes, the largest file's among them."""
+def check_largest(store: Store, largest: int) -> None:
+    """Raise StoreError when the store's disk holds no file of so many bytes."""
     if largest > FAT_LARGEST and is_fat(store.root):
         message = f"{store.root} is on a FAT disk, which holds no file of {largest:,} bytes; exFAT does"
         raise StoreError(message, path=str(store.root), cause="io")
+
+
+def check_room(store: Store, n_bytes: int) -> None:
+    """Raise OSError when the store's disk has no room for so many bytes."""
     free = shutil.disk_usage(store.partial).free
-    if n_bytes and free < n_bytes + _MARGIN:
+    if free < n_bytes + _MARGIN:
         raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes needed, {free:,} free")
 
 

@@ -15,13 +15,14 @@ from edgeqwen.errors import StoreError
 from edgeqwen.models.digest import digest_of
 from edgeqwen.models.install import (
     check_free_name,
+    check_largest,
     check_room,
     link,
-    locked,
     make_own,
     publish,
     store_error,
 )
+from edgeqwen.models.locks import locked
 from edgeqwen.models.store import Entry, ManifestFile, Progress, Store, part_of, verify
 
 _BLOCK = 1 << 20
@@ -35,15 +36,15 @@ def move(source: Store, target: Store, progress: Progress = lambda done, total: 
     entries = source.entries()
     total, done = sum(entry.size for entry in entries), 0
     try:
-        with locked(target, "store-move"):
+        with locked(target.partial, "store-move"):
             for entry in entries:
                 name = f"{entry.manifest.model}-{entry.manifest.quant}"
-                with locked(target, name, [file.sha256 for file in entry.manifest.files]):
+                with locked(target.partial, name, [file.sha256 for file in entry.manifest.files]):
                     _move_entry(entry, source, target, part_of(progress, done, total))
                 done += entry.size
             for part in sorted(source.partial.glob("*.part")):
                 # A pull may be at the same one, there or here; one that is done has taken it away.
-                with locked(source, part.stem), locked(target, part.stem):
+                with locked(source.partial, part.stem), locked(target.partial, part.stem):
                     if not part.exists():
                         continue
                     if not link(part, target.partial / part.name):
@@ -67,7 +68,8 @@ def check(source: Store, target: Store) -> None:
     try:
         target.partial.mkdir(parents=True, exist_ok=True)
         if entries and source.root.stat().st_dev != target.root.stat().st_dev:
-            check_room(target, total, max(file.size for entry in entries for file in entry.manifest.files))
+            check_largest(target, max(file.size for entry in entries for file in entry.manifest.files))
+            check_room(target, total)
     except OSError as error:
         raise store_error(error, target, total) from error
     for entry in entries:
@@ -85,7 +87,8 @@ def _move_entry(entry: Entry, source: Store, target: Store, progress: Callable[[
             make_own(part)
             if not part.exists() and link(path, part):
                 continue
-            check_room(target, file.size - (part.stat().st_size if part.exists() else 0), file.size)
+            check_largest(target, file.size)
+            check_room(target, file.size - (part.stat().st_size if part.exists() else 0))
             _copy_whole(path, part, file, partial(_tell, progress, done))
             done += file.size
         publish(target, manifest)

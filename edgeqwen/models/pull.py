@@ -24,14 +24,15 @@ from edgeqwen.models.install import (
     Way,
     bring,
     check_free_name,
+    check_largest,
     check_room,
     find_same,
-    locked,
     make_own,
     publish,
     stamped_now,
     store_error,
 )
+from edgeqwen.models.locks import locked
 from edgeqwen.models.ref import ModelRef, folder_name, is_safe_name
 from edgeqwen.models.sources import Origin, Sources
 from edgeqwen.models.store import Entry, Manifest, ManifestFile, Store
@@ -139,12 +140,13 @@ def pull(plan: Plan, store: Store, sources: Sources, watch: PullWatch) -> Entry:
 
     try:
         digests = [file.sha256 for file in wanted]
-        with locked(store, f"{plan.model}-{plan.quant}", digests, on_wait):
+        with locked(store.partial, f"{plan.model}-{plan.quant}", digests, on_wait):
             if entry := find_same(store, wanted):
                 return entry
             check_free_name(store, plan.model, plan.quant, wanted)
-            largest = max(origin.size for origin in plan.origins)
-            check_room(store, _n_missing(plan, store, sources), largest)
+            check_largest(store, max(origin.size for origin in plan.origins))
+            if n_missing := _n_missing(plan, store, sources):
+                check_room(store, n_missing)
             return _install(plan, store, sources, watch)
     except OSError as error:
         raise store_error(error, store, plan.size) from error

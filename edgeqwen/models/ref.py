@@ -21,8 +21,8 @@ SHARD_IN_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\
 QUANT_IN_NAME = re.compile(r"[-_.](?P<quant>(ud-)?(i?q\d[a-z0-9_]*|bf16|fp?16|fp?32|mxfp4))$", re.IGNORECASE)
 """Found at the end of a file's name without its extension and shard number."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LONGEST_NAME = 64
+_NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{_LONGEST_NAME - 1}}}")
 _DEVICE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )

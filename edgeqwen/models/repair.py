@@ -13,7 +13,8 @@ from pathlib import Path
 from edgeqwen.errors import DownloadError, NotInstalled, StoreError
 from edgeqwen.models.digest import CHUNK, digest_of
 from edgeqwen.models.download import Wanted, Watch, fetch
-from edgeqwen.models.install import check_room, locked, make_own, store_error
+from edgeqwen.models.install import check_room, make_own, store_error
+from edgeqwen.models.locks import locked
 from edgeqwen.models.remote import Address, Refused, TryAgain, open_stretch
 from edgeqwen.models.sources import Origin, Sources
 from edgeqwen.models.store import MANIFEST, Entry, ManifestFile, Store
@@ -34,7 +35,7 @@ def repair(
         raise StoreError(message, path=str(entry.folder), cause="no_permission")
     path = entry.folder / file.name
     try:
-        with locked(store, f"{entry.manifest.model}-{entry.manifest.quant}", [file.sha256]):
+        with locked(store.partial, f"{entry.manifest.model}-{entry.manifest.quant}", [file.sha256]):
             if not (entry.folder / MANIFEST).exists():
                 raise NotInstalled(f"{entry.ref} was removed meanwhile", ref=entry.ref)
             check_room(store, file.size)

@@ -12,25 +12,26 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from edgeqwen.errors import NotInstalled, StoreError, UnknownModel
 from edgeqwen.jsonfile import NOT_JSON
 from edgeqwen.models.catalogue import Catalogue, Model
 from edgeqwen.models.digest import digest_of, is_sha256
 from edgeqwen.models.facts import ModelFacts
+from edgeqwen.models.locks import Busy, give_up, is_busy, locked
 from edgeqwen.models.ref import ModelRef, is_safe_file_name, is_safe_name, normal_name
 from edgeqwen.text import clean_line
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
-_LONGEST_TEXT = 4096  # characters: a path may be that long
+LONGEST_TEXT = 4096
+"""Characters of what a manifest says beside its names: a path may be that long."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -152,7 +153,7 @@ class Store:
 
     def leftovers(self) -> list[Leftover]:
         """Return part files, and model files without a manifest; none while a process installs something."""
-        if _is_busy(self.partial):
+        if is_busy(self.partial):
             return []
         parts = (path for path in _glob(self.partial, "*") if path.suffix in (".part", ".mend", ".lock"))
         models = (path for path in _glob(self.root, "*/*/*.gguf") if path.parts[-3] != "partial")
@@ -161,7 +162,7 @@ class Store:
 
     def is_busy(self) -> bool:
         """Say whether a process installs something in the user's own root now."""
-        return _is_busy(self.partial)
+        return is_busy(self.partial)
 
     def prune(self) -> list[Leftover]:
         """Delete the parts that nobody works on and return them. Raises StoreError.
@@ -222,27 +223,15 @@ class Store:
                 message = f"{entry.ref} came with edgeqwen and goes with it"
             raise StoreError(message, path=str(entry.folder), cause="no_permission")
         try:
-            with _held(entry):
+            name = f"{entry.manifest.model}-{entry.manifest.quant}"
+            with locked(self.partial, name, [file.sha256 for file in entry.manifest.files], give_up):
                 return _remove(entry)
-        except Timeout as error:
+        except Busy as error:
             message = f"another edgeqwen works on {entry.ref}; try again when it is done"
             raise StoreError(message, path=str(entry.folder), cause="in_use") from error
         except OSError as error:
             message = f"cannot remove {entry.ref}: {error.strerror}"
             raise StoreError(message, path=str(entry.folder), cause="io") from error
-
-
-@contextmanager
-def _held(entry: Entry) -> Iterator[None]:
-    """Hold the locks under which others bring or mend these files (install.py). Raises Timeout, OSError."""
-    partial = entry.folder.parent.parent / "partial"
-    partial.mkdir(exist_ok=True)
-    names = {f"{entry.manifest.model}-{entry.manifest.quant}", *(f.sha256 for f in entry.manifest.files)}
-    with ExitStack() as held:
-        for name in sorted(names):
-            lock = held.enter_context(FileLock(partial / f"{name}.lock", timeout=0))
-            held.callback(Path(lock.lock_file).unlink, missing_ok=True)
-        yield
 
 
 def _remove(entry: Entry) -> int:
@@ -325,29 +314,16 @@ def _leftovers(paths: Iterable[Path], kind: Literal["part", "unfinished"]) -> It
 
 
 def _remove_part(leftover: Leftover) -> bool:
-    """Delete a part, unless a process has it (install.py locks parts by their sha256). Raises StoreError."""
+    """Delete a part, unless a process has it: parts are locked by their sha256. Raises StoreError."""
     path = leftover.path
-    lock = FileLock(path.with_suffix(".lock"), timeout=0)
     try:
-        with lock:
+        with locked(path.parent, path.stem, on_wait=give_up):
             path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
-    except Timeout:
+    except Busy:
         return False
     except OSError as error:
         raise StoreError(f"cannot remove {path}: {error.strerror}", path=str(path), cause="io") from error
     return True
-
-
-def _is_busy(partial: Path) -> bool:
-    """Say whether a process holds the lock of any variant (install.py)."""
-    for lock in _glob(partial, "*.lock"):
-        try:
-            with FileLock(lock, timeout=0):
-                continue
-        except (Timeout, OSError):
-            return True
-    return False
 
 
 def _manifests(root: Path) -> list[Path]:
@@ -389,7 +365,7 @@ def _shown(manifest: Manifest) -> Manifest:
 
     def cleaned(of: object, *names: str) -> dict[str, Any]:
         texts = {name: getattr(of, name) for name in names}
-        return {name: clean_line(text, _LONGEST_TEXT) for name, text in texts.items() if text is not None}
+        return {name: clean_line(text, LONGEST_TEXT) for name, text in texts.items() if text is not None}
 
     facts = replace(manifest.facts, **cleaned(manifest.facts, "architecture", "name", "licence", "quant"))
     return replace(manifest, facts=facts, **cleaned(manifest, "source", "tool", "created"))

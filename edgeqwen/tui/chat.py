@@ -212,8 +212,9 @@ class ChatScreen(Screen[None]):
         except EdgeQwenError as error:
             self.fail(error)
         finally:
-            for prompt in self.query(Prompt) if not is_kept else ():  # none while the program closes
-                prompt.put_back(typed)
+            prompts = self.query(Prompt)  # none while the program closes, which keeps the question
+            if prompts and not is_kept:
+                prompts.first().put_back(typed)
                 self._unasked = None
 
     async def keep_question(self) -> None:
@@ -282,9 +283,8 @@ class ChatScreen(Screen[None]):
         self.gauge.model = ""
         loaded = self.desk.host.loaded
         if now - self._lost_at < _AGAIN_S or loaded is None:
-            self.tell(
-                _("the model is not started again; Ctrl+O loads it, or a smaller one"), severity="error"
-            )
+            text = _("the model is not started again; Ctrl+O loads it, or a smaller one")
+            self.tell(text, severity="error")
             return
         self._lost_at = now
         self.load(str(loaded.located.paths[0]) if loaded.located.entry is None else ref)

@@ -225,8 +225,8 @@ class SavedStates:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Those that hold no more than the beginning of this one go once it is there.
-            outdated = [other for other, known in self._known() if _is_beginning(known.tokens, tokens)]
-            self._make_room(state.size, {path, *outdated})
+            outdated = {other for other, known in self._known() if _is_beginning(known.tokens, tokens)}
+            self._make_room(state.size, outdated | {path})
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(handle, "wb") as file:
                 for part in (_MAGIC, _LENGTH.pack(len(raw)), raw, *parts):
@@ -236,9 +236,8 @@ class SavedStates:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        for other in outdated:
-            if other != path:
-                self._remove(other)
+        for other in outdated - {path}:
+            self._remove(other)
 
     def _remove(self, path: Path) -> None:
         with self._lock:

@@ -191,7 +191,7 @@ class Talker:
         self._wordings = Wordings(self._random)
 
     def epoch(self) -> Iterator[list[tuple[str, bool]]]:
-        """Yield conversations in which every question is asked once.
+        """Yield conversations in which every question is asked as often as the corpus has it.
 
         A conversation is its text in parts; True marks those that the model has to say.
         """

@@ -319,3 +319,24 @@ def test_a_real_prompt_can_be_too_long(real_model: Path) -> None:
     done = edgeqwen("run", real_model, "word " * 3000, "--ctx", "2048")
     refused(done, 2, "the context holds 2,048")
     assert re.search(r"the prompt has 3,\d{3} tokens", done.err)
+
+
+def test_what_is_quoted_is_no_command(home: Path) -> None:
+    done = edgeqwen("run", "demo", "--chat", "--json", stdin='"""\n/clear\n"""\n/clear\n')
+    first, second = (json.loads(line) for line in done.out.splitlines())
+    assert ("text" in first, second) == (True, {"command": "/clear"})
+
+
+def test_a_stderr_that_takes_nothing_costs_no_answer(home: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "run", "demo", "hi", "--ctx", "2048"],
+            stdout=subprocess.PIPE, stderr=full, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.strip()
+
+
+def test_json_keeps_every_letter_whatever_the_encoding(home: Path) -> None:
+    done = edgeqwen("run", "demo", "Szia", "--json", env={"PYTHONIOENCODING": "ascii"})
+    assert json.loads(done.out)["text"] == edgeqwen("run", "demo", "Szia", "--json").json["text"]

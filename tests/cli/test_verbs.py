@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgeqwen.cli import output
+from edgeqwen.machine.bench import History, Run
 from tests.support.program import Done, edgeqwen, is_one_sentence
 from tests.support.tiny import write_model
 
@@ -332,3 +333,31 @@ def test_progress_never_wraps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         [_, drawn] = capsys.readouterr().err.split("\r")
     assert len(drawn) == 39
     assert drawn.endswith("12 % of 1.1 GB, 95 s left")
+
+
+def test_settings_behind_a_link_stay_there(home: Path, tmp_path: Path) -> None:
+    real = tmp_path / "dotfiles.toml"
+    real.write_text("[run]\n")
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").symlink_to(real)
+    assert edgeqwen("config", "set", "run.ctx", "4096").code == 0
+    assert (home / "config" / "config.toml").is_symlink()
+    assert "4096" in real.read_text()
+
+
+def test_keys_that_are_damaged_are_named_with_their_file(home: Path, tmp_path: Path) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "trusted_keys").write_text("# mine\njunk\n")
+    done = edgeqwen("trust", "list")
+    assert (done.code, "trusted_keys, line 2" in done.err) == (2, True)
+
+
+def test_a_bench_history_keeps_what_it_cannot_read(tmp_path: Path) -> None:
+    history = History(tmp_path / "bench.jsonl")
+    run = Run("m", "now", "v", "here", 2, "f16", {"a": 1.0}, {"a": "s"})
+    history.add(run)
+    with (tmp_path / "bench.jsonl").open("ab") as file:
+        file.write(b'{"model": "x"}\n\xff\n')
+    history.add(run)
+    assert len((tmp_path / "bench.jsonl").read_bytes().splitlines()) == 4
+    assert history.last(run) == run

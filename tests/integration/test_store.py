@@ -18,8 +18,8 @@ from edgeqwen.errors import InvalidGGUF, InvalidInput, NotInstalled, StoreError,
 from edgeqwen.models.adopt import adopt, shards_of
 from edgeqwen.models.catalogue import Catalogue, CatalogueFile, load_catalogue
 from edgeqwen.models.digest import digest_of
-from edgeqwen.models.install import locked
 from edgeqwen.models.locate import locate, read_located
+from edgeqwen.models.locks import locked
 from edgeqwen.models.ref import parse_ref
 from edgeqwen.models.store import MANIFEST, Store, verify
 from edgeqwen.paths import shipped_catalogue
@@ -392,9 +392,9 @@ def test_one_bad_byte_in_a_manifest_hides_that_model_alone(
 
 def test_what_is_worked_on_is_not_removed(file: Path, store: Store, catalogue: Catalogue) -> None:
     entry = adopt(file, store, catalogue).entry
-    with locked(store, "another", [entry.manifest.files[0].sha256]), pytest.raises(StoreError) as caught:
+    [held] = entry.manifest.files
+    with locked(store.partial, "another", [held.sha256]), pytest.raises(StoreError) as caught:
         store.remove(entry)
-    assert caught.value.cause == "in_use"
-    assert store.entries() == [entry]
+    assert (caught.value.cause, store.entries()) == ("in_use", [entry])
     store.remove(entry)
     assert (store.entries(), store.remove(entry)) == ([], 0), "the second time somebody was faster"

@@ -274,6 +274,7 @@ async def test_slash_commands_answer_and_unknown_ones_say_so(open_app: Open) -> 
             ("/full nonsense", "choose one of"),
             ("/budget 64", "64"),
             ("/budget x", "not a number"),
+            ("/budget " + "9" * 5000, "not a number"),
             ("/think off", "thinking is"),
             ("/nosuch", "unknown command"),
             ("/copy", "no answer yet"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -34,11 +35,12 @@ async def test_keys_can_be_others(open_app: Open, home: Path) -> None:
         assert messages(pilot)
         await pilot.press("ctrl+k")
         await until(pilot, lambda: not messages(pilot), "a new chat has begun")
+        await pilot.press("f1")
+        await until(pilot, lambda: re.search(r"/new +ctrl\+k ", shown(pilot)), "help knows it")
 
 
 async def test_another_model_answers_again_beside_the_first(open_app: Open, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = script(tmp_path / "other", pieces=["from the other"])
+    other = another(tmp_path, pieces=["from the other"])
     async with open_app(pieces=["from the first"]) as pilot:
         await ask(pilot, "x")
         await say(pilot, f"/retry {other}")
@@ -46,6 +48,13 @@ async def test_another_model_answers_again_beside_the_first(open_app: Open, tmp_
         app_of(pilot).chat.query(MessageView).last().focus()
         await pilot.press("left")
         await until(pilot, lambda: messages(pilot)[-1:] == ["from the first"], "the first is beside it")
+
+
+def another(tmp_path: Path, **content: object) -> Path:
+    """Return the script of a second model."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    return script(folder, **content)
 
 
 def remove_script(folder: Path) -> None:
@@ -100,8 +109,7 @@ async def test_a_file_is_put_in_once_however_often_the_message_is_edited(
 
 
 async def test_another_model_may_be_chosen_while_a_question_waits(open_app: Open, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = script(tmp_path / "other", pieces=["from the other"], load_s=0.5)
+    other = another(tmp_path, pieces=["from the other"], load_s=0.5)
     async with open_app(pieces=["from the first"]) as pilot:
         app = app_of(pilot)
         app.chat.load(str(other))
@@ -113,8 +121,7 @@ async def test_another_model_may_be_chosen_while_a_question_waits(open_app: Open
 
 
 async def test_the_monitor_opens_while_a_model_loads(open_app: Open, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = script(tmp_path / "other", pieces=["x"], load_s=0.5)
+    other = another(tmp_path, pieces=["x"], load_s=0.5)
     async with open_app(pieces=["ok"], size=(80, 24)) as pilot:
         app = app_of(pilot)
         app.chat.load(str(other))
@@ -310,8 +317,7 @@ def test_two_programs_in_one_chat_lose_nothing(tmp_path: Path) -> None:
 async def test_a_question_that_waits_for_its_model_is_kept_when_the_program_ends(
     open_app: Open, tmp_path: Path
 ) -> None:
-    (tmp_path / "other").mkdir()
-    other = script(tmp_path / "other", pieces=["x"], load_s=30.0)
+    other = another(tmp_path, pieces=["x"], load_s=30.0)
     async with open_app(pieces=["ok"]) as pilot:
         app = app_of(pilot)
         app.chat.load(str(other))
@@ -364,3 +370,43 @@ async def test_a_long_chat_is_not_drawn_anew_at_each_question(
         assert len(before) == 4
         await ask(pilot, "one more")
         assert list(app_of(pilot).chat.query(MessageView))[:4] == before
+
+
+async def test_a_deleted_row_gives_its_place_to_the_next(open_app: Open) -> None:
+    async with open_app(pieces=["ok"]) as pilot:
+        for number in range(4):
+            await ask(pilot, f"chat {number}")
+            app_of(pilot).chat.action_command("new")
+            await until(pilot, lambda: not messages(pilot), "a new chat has begun")
+        await pilot.press("ctrl+r")
+        chooser = app_of(pilot).screen
+        assert isinstance(chooser, Chooser)
+        await until(pilot, lambda: chooser.key == "4", "the newest is on top")
+        await pilot.press("down", "ctrl+d")
+        await until(pilot, lambda: chooser.key == "2", "what comes after it is next")
+
+
+async def test_a_backslash_stays_where_enter_breaks_the_line_anyway(open_app: Open, home: Path) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text("[tui]\nenter_sends = false\n")
+    async with open_app(pieces=["ok"]) as pilot:
+        prompt = app_of(pilot).chat.prompt
+        prompt.put("ls \\")
+        await pilot.press("enter", "x")
+        assert prompt.text == "ls \\\nx"
+
+
+async def test_an_arrow_on_the_only_answer_changes_nothing(open_app: Open) -> None:
+    async with open_app(pieces=["ok"]) as pilot:
+        chat = app_of(pilot).chat
+        await ask(pilot, "first")
+        await ask(pilot, "second")
+        chat.edit(chat.desk.conversation.branch()[2])
+        await ask(pilot, "second, edited")
+        chat.query(MessageView).first(MessageView).focus()
+        await pilot.press("down", "down", "left")
+        await until(pilot, lambda: messages(pilot)[2] == "second", "the older one is chosen")
+        chat.query(MessageView).first(MessageView).focus()
+        await pilot.press("right")
+        await pilot.pause()
+        assert messages(pilot)[2] == "second"

@@ -243,6 +243,63 @@ def test_two_first_starts_at_once_share_one_file(tmp_path: Path) -> None:
             history.close()
 
 
+def test_two_starts_on_a_file_that_cannot_be_used_keep_it_once(tmp_path: Path) -> None:
+    start = threading.Barrier(2)
+
+    def begin(file: Path) -> str | None:
+        start.wait()
+        history = History(file)
+        history.close()
+        return history.notice
+
+    with ThreadPoolExecutor(2) as pool:
+        for round_ in range(10):
+            file = tmp_path / f"{round_}.db"
+            history = History(file)
+            history.create(talk("old"), "old")
+            history._db.execute("PRAGMA user_version = 2")
+            history.close()
+            notices = list(pool.map(begin, [file, file]))
+            assert sum(notice is not None for notice in notices) == 1
+            [aside] = tmp_path.glob(f"{round_}-*.db")
+            with sqlite3.connect(aside) as db:
+                assert db.execute("SELECT text FROM message").fetchall() == [("old",)]
+
+
+def test_a_damaged_index_costs_one_save_and_no_word(history: History) -> None:
+    chat = history.create(talk("the first words"), "t")
+    history._db.execute("UPDATE words_data SET block = x'00'")
+    said = history.load(chat)
+    said.add("assistant", "and the others")
+    for is_second in (False, True):
+        try:
+            history.save(chat, said)
+        except StoreError:
+            assert not is_second
+    assert [one.id for one in history.search("others")] == [chat]
+    assert [one.id for one in history.search("first")] == [chat]
+
+
+def test_a_draft_whose_place_was_taken_stays_beside(tmp_path: Path) -> None:
+    file = tmp_path / "chats.db"
+    one, two = History(file), History(file)
+    chat = one.create(talk("tell me"), "t")
+    here, there = one.load(chat), two.load(chat)
+    one.save_draft(chat, here, "A LONG HALF ANSWER", "")
+    one._db.execute("UPDATE draft SET pid = 0")  # one that died
+    there.add("assistant", "short")
+    two.save(chat, there)
+    last = History(file)
+    found = last.load(chat)
+    assert found.branch()[-1].text == "short"
+    siblings = found.siblings(found.branch()[-1].id)
+    assert {message.text for message in siblings} == {"short", "A LONG HALF ANSWER"}
+    for history in (one, two, last):
+        history.close()
+    History(file).close()
+    assert len(found.messages) == 3
+
+
 def test_json_carries_a_chat_to_another_history(history: History, tmp_path: Path) -> None:
     said = talk("q", "a")
     said.go_back_to(1)

@@ -91,6 +91,10 @@ def test_columns_are_as_wide_as_they_look() -> None:
     assert lines == ["a    │ b", "─────┼──", "数字 │ 1"] or [line.index("│") for line in (lines[0], lines[2])]
 
 
+def test_what_looks_like_a_reference_is_an_answer() -> None:
+    assert render("[Answer]: 42").plain == "[Answer]: 42"
+
+
 def test_html_and_images_are_text_and_links_show_where_they_go() -> None:
     assert render("<b>x</b> ![alt](http://a/b.png)").plain == "<b>x</b> alt"
     assert render("[here](http://a.example/)").plain == "here (http://a.example/)"
