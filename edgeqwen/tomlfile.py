@@ -6,6 +6,7 @@ Knows nothing about what the files mean.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -57,7 +58,10 @@ def _in_words(what: str) -> str:
 
 
 def _check_keys(value: object, kind: inspect.Type, where: str, file: Path) -> None:
-    """Walk tables and types side by side and refuse the first key that no type knows."""
+    """Walk tables and types side by side; refuse the first key that no type knows, and nan and inf."""
+    if isinstance(value, float) and not math.isfinite(value):
+        message = f"{file}: {where}: {value} is no number to reckon with"
+        raise InvalidConfig(message, file=str(file), key=where)
     if isinstance(kind, inspect.UnionType):
         kind = next((t for t in kind.types if isinstance(t, inspect.DataclassType)), kind)
     if isinstance(kind, inspect.DataclassType) and isinstance(value, dict):

@@ -15,6 +15,7 @@ import asyncio
 import http.client
 import json
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -56,6 +57,20 @@ _QUESTIONS = [
 _PARALLEL, _PARALLEL_CTX, _PARALLEL_TOKENS = len(_QUESTIONS), 1024, 128
 
 
+_AMX = (
+    "; gcc 12.2, for one, sets AMX up wrongly (docs/decisions/0010-amx.md), so build the peers with "
+    "-DCMAKE_CXX_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'"
+)
+
+
+class PeerFailed(Exception):
+    """One of llama.cpp's programs did not do its work."""
+
+    def __init__(self, program: str, status: int | None) -> None:
+        how = "did not get ready within two minutes" if status is None else f"ended with status {status}"
+        super().__init__(f"{program} {how}{_AMX if status == -signal.SIGILL else ''}")
+
+
 @dataclass(frozen=True)
 class Bench:
     """What every comparison needs."""
@@ -86,7 +101,7 @@ class Bench:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             server = Server(port, process.pid)
-            server.wait()
+            server.wait(process)
             yield server
         finally:
             process.kill()
@@ -112,9 +127,11 @@ class Server:
     port: int
     pid: int
 
-    def wait(self) -> None:
+    def wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise PeerFailed("llama-server", process.returncode)
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
                 connection.request("GET", "/health")
@@ -123,7 +140,7 @@ class Server:
             except OSError:
                 pass
             time.sleep(0.01)
-        raise TimeoutError("llama-server did not get ready")
+        raise PeerFailed("llama-server", None)
 
     def ask(self, messages: list[tuple[str, str]], n_tokens: int) -> Told:
         body = {
@@ -332,7 +349,12 @@ def main() -> int:
         bench = Bench(options.model.absolute(), options.peers.absolute(), options.threads, Path(scratch))
         for name in options.only or ROWS:
             row = ROWS[name]
-            pairs = [row.measure(bench) for _ in range(options.rounds)]
+            try:
+                pairs = [row.measure(bench) for _ in range(options.rounds)]
+            except (PeerFailed, OSError) as error:
+                rows.append({"name": name, "error": str(error)})
+                print(f"| {row.what} | not measured: {error} |", flush=True)
+                continue
             ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
             # The ratio of each round: what slows the machine for a while slows both.
             ratios = [pair[0] / pair[1] for pair in pairs]
@@ -351,7 +373,7 @@ def main() -> int:
     report = {"model": options.model.name, "threads": options.threads, "machine": platform.processor() or
               platform.machine(), "rounds": options.rounds, "rows": rows}  # fmt: skip
     print(json.dumps(report))
-    return 0
+    return 1 if any("error" in row for row in rows) else 0
 
 
 def _options() -> argparse.Namespace:
@@ -377,7 +399,9 @@ def _between(
 
 def _llama_bench(bench: Bench, *arguments: str) -> float:
     command = [str(bench.peers / "llama-bench"), "-m", str(bench.model), "-t", str(bench.threads), "-r", "1"]
-    done = subprocess.run([*command, "-o", "json", *arguments], capture_output=True, check=True)
+    done = subprocess.run([*command, "-o", "json", *arguments], capture_output=True, check=False)
+    if done.returncode != 0:
+        raise PeerFailed("llama-bench", done.returncode)
     return float(json.loads(done.stdout)[0]["avg_ts"])
 
 

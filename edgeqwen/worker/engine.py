@@ -93,11 +93,11 @@ class Engine(Protocol):
         """Forget tokens from `start` to before `stop`, and move those behind down; only if can_shift."""
         ...
 
-    def checkpoint(self, slot: int) -> bytes:
+    def checkpoint(self, slot: int) -> bytearray:
         """Return what `restore` needs to come back to the slot's present length; only if not goes_back."""
         ...
 
-    def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
+    def restore(self, slot: int, length: int, checkpoint: bytearray) -> bool:
         """Go back to `length`, where the checkpoint was made; False: it did not work, the slot is empty."""
         ...
 

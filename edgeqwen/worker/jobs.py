@@ -21,6 +21,7 @@ from edgeqwen.worker.thinking import ThinkingWatch
 _ANSWER_SHARE = (
     4  # of the context; what a policy keeps free for the answer, so that not each turn drops again
 )
+_LEAST_SHARE = 16  # of the context; with less than that for the answer, something is dropped
 _N_SEEDS = (1 << 32) - 1  # llama.cpp draws one itself where it gets the next number
 
 
@@ -83,6 +84,12 @@ class Job:
             id=self.request.id, text=text, n_tokens=self.n_completion, n_thinking=self.n_thinking
         )
 
+    def last_words(self, now: float) -> list[TextDelta]:
+        """Return the text that waits, and what was held back because more might have come."""
+        if rest := self.text.finish():
+            self.buffer.append(rest)
+        return [self.flush(now)] if self.buffer else []
+
     def finished(self, reason: StopReason, now: float) -> Finished:
         """Return the closing frame."""
         n_read = self.prefill_told if self.prefilled_at is None else len(self.prompt)
@@ -119,15 +126,17 @@ class Acceptor:
         def count(messages: Sequence[ChatMessage]) -> int:
             return len(self._tokens(self._render(request, messages)))
 
-        messages: Sequence[ChatMessage] = request.messages
-        dropped = None
-        if request.overflow != "stop" and count(messages) >= n_ctx:
-            wanted = request.sampler.max_tokens or n_ctx // _ANSWER_SHARE
-            room = n_ctx - max(1, min(wanted, n_ctx // _ANSWER_SHARE))
-            block = max(1, n_ctx // _ANSWER_SHARE)
-            messages, dropped = fit(messages, request.overflow, room, count, block)
-        segments = self._render(request, messages)
+        def answer(share: int) -> int:
+            return max(1, min(request.sampler.max_tokens or n_ctx, n_ctx // share))
+
+        segments = self._render(request, request.messages)
         prompt = self._tokens(segments)
+        dropped = None
+        if request.overflow != "stop" and len(prompt) > n_ctx - answer(_LEAST_SHARE):
+            room, block = n_ctx - answer(_ANSWER_SHARE), max(1, n_ctx // _ANSWER_SHARE)
+            messages, dropped = fit(request.messages, request.overflow, room, count, block)
+            segments = self._render(request, messages)
+            prompt = self._tokens(segments)
         if len(prompt) >= n_ctx:
             message = f"the prompt has {len(prompt):,} tokens and the context holds {n_ctx:,}"
             raise ContextOverflow(message, needed=len(prompt) + 1, available=n_ctx)

@@ -213,10 +213,10 @@ class LlamaEngine:
         L.llama_memory_seq_rm(self._memory, slot, start, stop)
         L.llama_memory_seq_add(self._memory, slot, stop, -1, start - stop)
 
-    def checkpoint(self, slot: int) -> bytes:
-        return bytes(self._get_state(slot, _RECURRENT_PART))
+    def checkpoint(self, slot: int) -> bytearray:
+        return self._get_state(slot, _RECURRENT_PART)
 
-    def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
+    def restore(self, slot: int, length: int, checkpoint: bytearray) -> bool:
         # In this order: after the recurrent part is that of `length`, the attention part may follow.
         if self._set_state(slot, checkpoint, _RECURRENT_PART) and L.llama_memory_seq_rm(
             self._memory, slot, length, -1

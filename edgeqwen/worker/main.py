@@ -60,10 +60,11 @@ class Worker:
         except BrokenPipeError:
             pass  # nobody listens any more
         finally:
-            if self._scheduler:
-                self._scheduler.close()
-            if self._engine:
-                self._engine.close()
+            try:
+                if self._scheduler:
+                    self._scheduler.close()
+            finally:
+                self._close_engine()
 
     def _serve_one_round(self) -> bool:
         """Handle waiting commands and take one step; return False when it is time to go."""
@@ -116,12 +117,13 @@ class Worker:
 
     def _load(self, params: LoadParams) -> list[Event]:
         started = time.perf_counter()
+        if self._engine is not None:
+            return [Failed.of(EngineError("this worker holds a model already"))]
         try:
-            if self._engine is not None:
-                raise EngineError("this worker holds a model already")
             self._engine = _open_engine(params, self._tell_loading)
             self._scheduler = Scheduler(self._engine, time.perf_counter, _open_saved(params, self._engine))
         except EdgeQwenError as error:
+            self._close_engine()  # its template may be what is wrong
             return [Failed.of(error)]
         ready = Ready(
             load_s=time.perf_counter() - started,
@@ -140,10 +142,17 @@ class Worker:
 
     def _tell_loading(self, progress: float) -> bool:
         """Send progress at most fifty times per load; return False to give the load up."""
+        if progress < self._told:
+            self._told = 0.0  # it loads anew, with fewer layers on the GPU
         if progress >= 1 or progress - self._told >= 0.02:
             self._told = progress
             self._send([Loading(progress=progress)])
         return not self._closing.is_set()
+
+    def _close_engine(self) -> None:
+        if self._engine:
+            self._engine.close()
+            self._engine = None
 
     def _send(self, events: list[Event]) -> None:
         if events:
@@ -175,9 +184,8 @@ class Worker:
     def _deliver(self, command: Command) -> None:
         # The flag before the command: whoever handles the command lowers the flag, so it never stays up.
         if self._engine is not None and self._scheduler is not None:
-            # With neighbours in the batch the step is not cut short: they would lose it, too.
-            is_alone = isinstance(command, Cancel) and self._scheduler.running <= {command.id}
-            if is_alone or isinstance(command, Close):
+            may_abort = isinstance(command, Cancel) and self._scheduler.may_abort(command.id)
+            if may_abort or isinstance(command, Close):
                 self._engine.abort()
         self._inbox.put(command)
 

@@ -10,12 +10,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from edgeqwen.errors import EngineError
 from edgeqwen.worker.engine import Engine
-from edgeqwen.worker.saved import SavedStates, State, common_prefix
+from edgeqwen.worker.saved import SavedStates, State, common_prefix, in_words, log
 
 _WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
 _WORTH_SAVING = 128  # tokens; fewer are read as fast as a file is
-_MAX_CHECKPOINTS = 8
+MAX_CHECKPOINTS = 4  # 20 MB and more each; models/facts.py reckons with as many
+_WORTH_RESTORING = 8  # tokens of a file for each that it spares
 _NEEDLE = 16  # tokens by which a shifted stretch is found again
 
 
@@ -26,7 +28,7 @@ class CachedSequence:
     index: int
     tokens: list[int] = field(default_factory=list)
     """Exactly what the cache holds."""
-    checkpoints: dict[int, bytes] = field(default_factory=dict)
+    checkpoints: dict[int, bytearray] = field(default_factory=dict)
     """Of models that cannot go back: what `restore` needs, by length."""
     used: int = 0
     """When it was placed last, in places given out."""
@@ -67,14 +69,13 @@ class PrefixCache:
         limit = len(prompt) - 1
 
         def usable(sequence: CachedSequence) -> int:
-            pure = limit if may_shift or sequence.n_pure is None else min(limit, sequence.n_pure)
-            return self._usable(sequence.tokens, sequence.checkpoints, prompt, pure)
+            return self._usable_of(sequence, prompt, limit, may_shift=may_shift)
 
         best = max(self._all, key=usable)
         n_best = usable(best)
         target = self._target(best, n_best, idle)
         target.used = self._n_placed
-        if may_shift and self._shift(target, prompt, limit):
+        if may_shift and target is best and self._shift(target, prompt, limit):
             return Place(target, len(target.tokens))
         if n_saved := self._from_disk(target, prompt, limit, n_best):
             return Place(target, n_saved, is_restored=True)
@@ -93,14 +94,14 @@ class PrefixCache:
     def gains_from(self, prompt: list[int], goal: list[int], checkpoints: Collection[int]) -> bool:
         """Say whether a sequence that is to hold `goal` will give a prompt much more than any does now."""
         limit = len(prompt) - 1
-        known = max(self._usable(one.tokens, one.checkpoints, prompt, limit) for one in self._all)
+        known = max(self._usable_of(one, prompt, limit) for one in self._all)
         return self._usable(goal, checkpoints, prompt, limit) >= known + _WORTH_COPYING
 
     def cut(self, sequence: CachedSequence, length: int) -> None:
         """Forget everything from `length` on, or from the last checkpoint before it."""
         if length < len(sequence.tokens):
             if self._engine.goes_back or length == 0:
-                self._engine.trim(sequence.index, length)
+                length = length if self._engine.trim(sequence.index, length) else self._empty(sequence)
             else:
                 length = self._go_back(sequence, length)
         del sequence.tokens[length:]
@@ -126,9 +127,14 @@ class PrefixCache:
             sequence.is_shifting = False
 
     def remember(self, sequence: CachedSequence) -> None:
-        """Make a checkpoint of a sequence as it is."""
-        sequence.checkpoints[len(sequence.tokens)] = self._engine.checkpoint(sequence.index)
-        if len(sequence.checkpoints) > _MAX_CHECKPOINTS:
+        """Make a checkpoint of a sequence as it is, if there is none yet and memory allows one."""
+        if len(sequence.tokens) in sequence.checkpoints:
+            return
+        try:
+            sequence.checkpoints[len(sequence.tokens)] = self._engine.checkpoint(sequence.index)
+        except (EngineError, MemoryError) as error:
+            log(f"no checkpoint could be made: {in_words(error)}")
+        if len(sequence.checkpoints) > MAX_CHECKPOINTS:
             _, second, *_ = sorted(sequence.checkpoints)
             del sequence.checkpoints[second]  # the first is the system prompt's
 
@@ -141,6 +147,12 @@ class PrefixCache:
         """Wait until everything is on disk."""
         if self._saved:
             self._saved.close()
+
+    def _usable_of(
+        self, sequence: CachedSequence, prompt: list[int], limit: int, *, may_shift: bool = False
+    ) -> int:
+        pure = limit if may_shift or sequence.n_pure is None else min(limit, sequence.n_pure)
+        return self._usable(sequence.tokens, sequence.checkpoints, prompt, pure)
 
     def _usable(
         self, tokens: Sequence[int], checkpoints: Collection[int], prompt: Sequence[int], limit: int
@@ -185,20 +197,21 @@ class PrefixCache:
         """Restore a saved state that holds more of a prompt than memory does; returns its length, or 0."""
         if self._saved is None or limit < _WORTH_SAVING:
             return 0
-        path, n_found = self._saved.find(
-            lambda tokens, checkpoints: self._usable(tokens, checkpoints, prompt, limit)
-        )
-        if path is None or n_found < n_known + _WORTH_SAVING:
-            return 0
-        state = self._saved.read(path)
-        if state is None:
+
+        def gain(tokens: Sequence[int], checkpoints: Collection[int]) -> int:
+            n_more = self._usable(tokens, checkpoints, prompt, limit) - n_known
+            return n_more if n_more >= max(_WORTH_SAVING, len(tokens) // _WORTH_RESTORING) else 0
+
+        path = self._saved.find(gain)
+        state = self._saved.read(path) if path else None
+        if path is None or state is None:
             return 0
         self._leave(target)
         target.tokens, target.checkpoints, target.n_saved, target.n_pure = [], {}, 0, None
-        if not self._engine.load(target.index, state.data):
-            return 0
-        if self._engine.n_cached(target.index) != len(state.tokens):
-            self._engine.trim(target.index, 0)
+        is_taken = self._engine.load(target.index, state.data)
+        if not is_taken or self._engine.n_cached(target.index) != len(state.tokens):
+            self._empty(target)
+            self._saved.forget(path, f"llama.cpp does not take {path.name}")
             return 0
         target.tokens, target.checkpoints = state.tokens, state.checkpoints
         target.n_saved = len(state.tokens)
@@ -209,6 +222,9 @@ class PrefixCache:
         at = max((at for at in sequence.checkpoints if at <= length), default=0)
         if at and self._engine.restore(sequence.index, at, sequence.checkpoints[at]):
             return at
+        return self._empty(sequence)
+
+    def _empty(self, sequence: CachedSequence) -> int:
         self._engine.trim(sequence.index, 0)
         return 0
 
@@ -219,13 +235,18 @@ class PrefixCache:
             return
         if sequence.n_pure is not None:
             return  # another conversation with these tokens would get other values
-        if not self._saved.takes(self._engine.state_bytes(sequence.index)):
+        checkpoints = sum(map(len, sequence.checkpoints.values()))
+        if not self._saved.takes(4 * n_tokens + self._engine.state_bytes(sequence.index) + checkpoints):
             return  # looked at before it is copied: a small machine has no room for a second one
 
         def on_failure() -> None:
             sequence.n_saved = 0  # on the writer's thread: the next save tries again
 
-        data = self._engine.save(sequence.index)
+        try:
+            data = self._engine.save(sequence.index)
+        except (EngineError, MemoryError) as error:
+            log(f"the KV cache could not be saved: {in_words(error)}")
+            return
         sequence.n_saved = n_tokens
         self._saved.write(State(list(sequence.tokens), data, dict(sequence.checkpoints)), on_failure)
 

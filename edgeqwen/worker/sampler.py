@@ -13,6 +13,7 @@ from edgeqwen.engine.protocol import SamplerParams
 from edgeqwen.worker.binding import L
 
 _WIDEST_TOP_K = 1024
+_GREEDY_BELOW = 1e-6  # logits divided by less would no longer be numbers
 
 
 class LlamaSampler:
@@ -33,7 +34,7 @@ class LlamaSampler:
         """Return the next token from the logits of a row; `recent` are the tokens that penalties are for."""
         if self._penalises:
             self._penalise(row, recent)
-        if self._params.temperature == 0:
+        if self._params.temperature < _GREEDY_BELOW:
             return _likeliest(L.llama_get_logits_ith(self._ctx, row), self._n_vocab)
         return int(L.llama_sampler_sample(self._chain, self._ctx, row))
 
@@ -69,7 +70,7 @@ def _likeliest(logits: Any, n_vocab: int) -> int:  # noqa: ANN401 - a ctypes poi
 
 
 def _steps(params: SamplerParams, seed: int) -> list[Any]:
-    if params.temperature == 0:
+    if params.temperature < _GREEDY_BELOW:
         return []
     steps = [L.llama_sampler_init_top_k(params.top_k or _WIDEST_TOP_K)]
     if params.top_p < 1:

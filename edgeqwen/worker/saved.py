@@ -50,7 +50,7 @@ class State:
 
     tokens: list[int]
     data: bytes | bytearray | memoryview
-    checkpoints: dict[int, bytes] = field(default_factory=dict)
+    checkpoints: dict[int, bytearray] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -95,20 +95,23 @@ class SavedStates:
         self._writer = ThreadPoolExecutor(1)
         self._waiting: list[_Waiting] = []
 
-    def find(self, usable: Callable[[Sequence[int], Collection[int]], int]) -> tuple[Path | None, int]:
-        """Return the saved sequence of which most can be used, and how much.
+    def find(self, gain: Callable[[Sequence[int], Collection[int]], int]) -> Path | None:
+        """Return the saved sequence that gains most, of equal ones the shortest; None if none gains anything.
 
-        `usable` gets a sequence's tokens and the positions of its checkpoints.
+        `gain` gets a sequence's tokens and the positions of its checkpoints.
         """
-        best: tuple[Path | None, int] = (None, 0)
-        for path, known in self._known():
-            n_usable = usable(known.tokens, known.checkpoints)
-            if n_usable > best[1]:
-                best = (path, n_usable)
-        return best
+        gains = [
+            (n_gained, -len(known.tokens), path)
+            for path, known in self._known()
+            if (n_gained := gain(known.tokens, known.checkpoints)) > 0
+        ]
+        return max(gains)[2] if gains else None
 
     def read(self, path: Path) -> State | None:
-        """Return a saved sequence, or None when it turns out to be damaged, which is told in the log."""
+        """Return a saved sequence, or None when it cannot be had, which is told in the log.
+
+        A damaged one is removed; one that could not be read may be readable the next time.
+        """
         try:
             with path.open("rb") as file:
                 header = self._read_header(file)
@@ -119,9 +122,16 @@ class SavedStates:
             with suppress(OSError):
                 os.utime(path)  # it was used: the others go first
             return _parse(header, memoryview(body))
-        except (OSError, ValueError, msgspec.DecodeError) as error:
-            self._forget(path, error)
-            return None
+        except (OSError, MemoryError) as error:
+            log(f"the saved KV cache {path.name} cannot be read: {in_words(error)}")
+        except (ValueError, msgspec.DecodeError) as error:
+            self.forget(path, str(error))
+        return None
+
+    def forget(self, path: Path, reason: str) -> None:
+        """Remove a saved sequence that is of no use."""
+        log(f"a saved KV cache cannot be used: {reason}")
+        self._remove(path)
 
     def takes(self, n_bytes: int) -> bool:
         """Say whether a state of this size may be kept at all."""
@@ -177,9 +187,9 @@ class SavedStates:
             except _ForeignError:
                 n_foreign += 1
             except (OSError, ValueError, msgspec.DecodeError) as error:
-                _log(f"the saved KV cache {path.name} is not used: {error}")
+                log(f"the saved KV cache {path.name} is not used: {error}")
         if n_foreign:
-            _log(f"{n_foreign} saved KV caches belong to other models, settings or versions")
+            log(f"{n_foreign} saved KV caches belong to other models, settings or versions")
         return found
 
     def _read_header(self, file: BinaryIO) -> _Header:
@@ -192,7 +202,8 @@ class SavedStates:
         header = msgspec.json.decode(file.read(length), type=_Header)
         if header.key != self._key:
             raise _ForeignError("it belongs to another model, setting or version")
-        if not 0 < header.n_tokens <= _MAX_TOKENS or header.state_bytes < 0:
+        are_inside = all(0 < position <= header.n_tokens for position in header.checkpoints)
+        if not 0 < header.n_tokens <= _MAX_TOKENS or header.state_bytes < 0 or not are_inside:
             raise ValueError("its header makes no sense")
         body = 4 * header.n_tokens + header.state_bytes + sum(header.checkpoints.values())
         if (
@@ -205,8 +216,8 @@ class SavedStates:
     def _try_to_write(self, box: list[State], on_failure: Callable[[], None]) -> None:
         try:
             self._write(box.pop())
-        except OSError as error:
-            _log(f"the KV cache could not be saved: {error.strerror or error}")
+        except (OSError, MemoryError) as error:
+            log(f"the KV cache could not be saved: {in_words(error)}")
             on_failure()
 
     def _write(self, state: State) -> None:
@@ -267,10 +278,6 @@ class SavedStates:
             self._remove(path)
             total -= size
 
-    def _forget(self, path: Path, error: Exception) -> None:
-        _log(f"a saved KV cache cannot be used: {error}")
-        self._remove(path)
-
 
 def _stamp(folder: Path) -> int:
     """Return what changes whenever a file comes or goes."""
@@ -291,9 +298,9 @@ def _parse(header: _Header, body: memoryview) -> State:
     tokens.frombytes(body[:at])
     data = body[at : at + header.state_bytes]
     at += header.state_bytes
-    checkpoints = {}
+    checkpoints: dict[int, bytearray] = {}
     for position, size in header.checkpoints.items():
-        checkpoints[position] = bytes(body[at : at + size])
+        checkpoints[position] = bytearray(body[at : at + size])  # a view would keep the whole file in memory
         at += size
     return State(tokens.tolist(), data, checkpoints)
 
@@ -317,5 +324,11 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _log(sentence: str) -> None:
+def in_words(error: Exception) -> str:
+    """Return what went wrong; Python leaves a MemoryError without words."""
+    return getattr(error, "strerror", None) or str(error) or "memory is short"
+
+
+def log(sentence: str) -> None:
+    """Write one line to the worker's log."""
     sys.stderr.write(f"edgeqwen: {clean_line(sentence)}\n")

@@ -125,10 +125,10 @@ class ScriptedEngine:
     def shift(self, slot: int, start: int, stop: int) -> None:
         del self._cache[slot][start:stop]
 
-    def checkpoint(self, slot: int) -> bytes:
-        return b""
+    def checkpoint(self, slot: int) -> bytearray:
+        return bytearray()
 
-    def restore(self, slot: int, length: int, checkpoint: bytes) -> bool:
+    def restore(self, slot: int, length: int, checkpoint: bytearray) -> bool:
         return self.trim(slot, length)
 
     def state_bytes(self, slot: int) -> int:

@@ -56,8 +56,10 @@ class Scheduler:
         # Models that cannot go back are remembered before each turn, which this token begins.
         heads = engine.tokenize("<|im_start|>", special=True)
         self._turn_token = heads[0] if len(heads) == 1 else None
-        self.running: frozenset[int] = frozenset()
-        """Ids of the requests in slots. Replaced, never changed: another thread may look."""
+        # Ids of the requests in slots, and of those whose step nobody cuts short. Replaced, never changed:
+        # another thread may look.
+        self._running: frozenset[int] = frozenset()
+        self._unabortable: frozenset[int] = frozenset()
 
     @property
     def has_work(self) -> bool:
@@ -86,6 +88,14 @@ class Scheduler:
             if slot.job and slot.job.request.id == request:
                 return self._end(slot, "cancelled")
         return []
+
+    def may_abort(self, request: int) -> bool:
+        """Say whether the running step may be cut short to cancel a request. May be called from any thread.
+
+        Not with neighbours in the batch, who would lose it, too; nor where a model that cannot go back
+        answers: a step of one token is soon done, and cut short it would take the answer out of the cache.
+        """
+        return self._running <= {request} and request not in self._unabortable
 
     def answer_now(self, request: int) -> None:
         """Close the thinking of a request as soon as it has begun one."""
@@ -231,6 +241,7 @@ class Scheduler:
         now = self._clock()
         if job.first_at is None:
             job.first_at = now
+            self._note_running()
         if token in self._engine.eog:
             return events + self._end(slot, "eos")
         job.last_at = now
@@ -265,12 +276,8 @@ class Scheduler:
 
     def _end(self, slot: Slot, reason: StopReason) -> list[Event]:
         job = self._release(slot)
-        rest = job.text.finish()
-        if rest:
-            job.buffer.append(rest)
-        events: list[Event] = [job.flush(self._clock())] if job.buffer else []
         closing: Finished = job.finished(reason, self._clock())
-        return [*events, closing]
+        return [*job.last_words(self._clock()), closing]
 
     def _release(self, slot: Slot) -> Job:
         job = slot.job
@@ -282,7 +289,11 @@ class Scheduler:
         return job
 
     def _note_running(self) -> None:
-        self.running = frozenset(slot.job.request.id for slot in self._slots if slot.job)
+        self._running = frozenset(slot.job.request.id for slot in self._slots if slot.job)
+        if not self._engine.goes_back:
+            self._unabortable = frozenset(
+                slot.job.request.id for slot in self._slots if slot.job and slot.is_answering
+            )
 
     def _fail_all(self, error: EdgeQwenError) -> list[Event]:
         """The step failed as a whole: every running request ends, and no cache can be trusted."""
@@ -290,7 +301,7 @@ class Scheduler:
         for slot in self._slots:
             if slot.job:
                 job = self._release(slot)
-                events += [job.flush(self._clock())] if job.buffer else []
+                events += job.last_words(self._clock())
                 events.append(Failed.of(error, job.request.id))
             self._prefix.cut(slot, 0)
         return events

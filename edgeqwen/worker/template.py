@@ -221,6 +221,7 @@ def _limits() -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
         yield
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # or it rings in here, and the limit stays for good
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -277,6 +277,46 @@ def test_a_hybrid_goes_back_to_where_the_question_began(models: Path) -> None:
             Oracle(fresh).check(prompt, asked.answers[number], asked.scores[number])
 
 
+@pytest.mark.parametrize("arch", ["qwen3", "qwen35"])
+def test_a_cancel_keeps_the_answer_in_the_cache(models: Path, arch: str) -> None:
+    with engine(models / f"{arch}.gguf") as real:
+        asked = Asked(real)
+        asked.submit(request(1, (ChatMessage(role="user", content="Hello " * 30),), 500))
+        while not asked.answers.get(1) or len(asked.answers[1]) < 20:
+            asked.step()
+        if asked.scheduler.may_abort(1):
+            real.abort()
+            asked.step()
+            real.resume()
+        asked.cancel(1)
+        [slot] = asked.scheduler._slots
+        assert len(slot.tokens) >= len(asked.prompts[1]) + 19
+
+
+def test_a_checkpoint_is_made_once(models: Path) -> None:
+    """Also where a slot waits at one while others read."""
+    with engine(models / "qwen35.gguf", n_slots=3) as real:
+        made: list[tuple[int, int]] = []
+        checkpoint = real.checkpoint
+
+        def noted(slot: int) -> bytearray:
+            made.append((slot, real.n_cached(slot)))
+            return checkpoint(slot)
+
+        real.checkpoint = noted  # type: ignore[method-assign]
+        asked = Asked(real)
+        system = ChatMessage(role="system", content=SYSTEM)
+        asked.submit(request(1, (system, ChatMessage(role="user", content="Hello")), 3))
+        asked.run()
+        asked.submit(request(2, (ChatMessage(role="user", content="Go on"),), 60))
+        asked.step()
+        asked.submit(request(3, (ChatMessage(role="user", content="x" * 900),), 3))
+        asked.step()
+        asked.submit(request(4, (system, ChatMessage(role="user", content="Another")), 3))
+        asked.run()
+        assert sorted(made) == sorted(set(made))
+
+
 def test_a_state_too_large_to_keep_is_not_even_copied(models: Path, tmp_path: Path) -> None:
     with engine(models / "qwen3.gguf") as real:
         copied: list[int] = []

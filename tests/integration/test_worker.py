@@ -295,6 +295,9 @@ async def test_a_broken_template_fails_the_load(tmp_path: Path) -> None:
     async with WorkerClient(tmp_path / "logs") as client:
         with pytest.raises(EngineError, match="template is broken"):
             await client.load(LoadParams(paths=(str(path),), n_ctx=256))
+        whole = write_model(tmp_path / "whole.gguf")
+        await client.load(LoadParams(paths=(str(whole),), n_ctx=256))
+        assert (await ask(client, "hi", max_tokens=2)).finished
 
 
 async def test_shards_answer_as_the_whole_does(tmp_path: Path, models: Path) -> None:

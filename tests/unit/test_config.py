@@ -39,6 +39,14 @@ def test_a_wrong_value_changes_nothing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["config.toml"]
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_what_is_no_number_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[sampler]\ntemperature = {text}\n")
+    with pytest.raises(InvalidConfig, match=r"sampler\.temperature"):
+        config.load(path)
+
+
 @pytest.mark.parametrize(
     ("text", "key", "nearest"),
     [

@@ -19,6 +19,8 @@ from edgeqwen.engine.protocol import (
     Started,
     TextDelta,
 )
+from edgeqwen.errors import EngineError
+from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.scripted import ScriptedEngine
 from edgeqwen.worker.slots import MAX_QUEUE, Scheduler
 from tests.support.asking import script, user
@@ -49,14 +51,18 @@ Make = Callable[..., tuple[Scheduler, Clock]]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def make_(
-        n_ctx: int = 256, n_slots: int = 1, n_batch: int = 512, **content: Any
+        n_ctx: int = 256,
+        n_slots: int = 1,
+        n_batch: int = 512,
+        saved: SavedStates | None = None,
+        **content: Any,
     ) -> tuple[Scheduler, Clock]:
         params = LoadParams(
             paths=(str(script(tmp_path, **content)),), n_ctx=n_ctx, n_slots=n_slots, n_batch=n_batch
         )
         engine = SteppedEngine(params, lambda _: True)
         engine.clock = Clock()
-        return Scheduler(engine, engine.clock), engine.clock
+        return Scheduler(engine, engine.clock, saved), engine.clock
 
     return make_
 
@@ -240,6 +246,77 @@ def test_a_full_context_drops_what_the_request_allows(make: Make) -> None:
     assert started.dropped.messages == (0, 1)
     assert started.prompt_tokens + started.dropped.n_tokens > 256
     assert finished(events, 2).stop_reason == "eos"
+
+
+def test_a_policy_leaves_room_for_an_answer(make: Make) -> None:
+    texts = ("first " * 12, "answer " * 10, "second?")
+    for n_free in (1, 9, 40):
+        scheduler, _ = make(pieces=["ok"])
+        scheduler.submit(Generate(id=1, messages=user(*texts)))
+        [whole] = [event for event in run(scheduler) if isinstance(event, Started)]
+        scheduler, _ = make(pieces=["a"] * 30, n_ctx=whole.prompt_tokens + n_free)
+        scheduler.submit(Generate(id=1, messages=user(*texts), overflow="drop-oldest"))
+        events = run(scheduler)
+        [started] = [event for event in events if isinstance(event, Started)]
+        assert (started.dropped is not None) == (n_free < 10)
+        assert finished(events).stop_reason == "eos"
+
+
+def test_a_cache_that_cannot_be_kept_costs_no_answer(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduler, _ = make(pieces=["ok"], saved=SavedStates(tmp_path / "kv", "key", 1 << 20))
+
+    def refuse(_slot: int) -> bytes:
+        raise MemoryError
+
+    scheduler._engine.state_bytes = lambda slot: 1000  # type: ignore[method-assign]
+    scheduler._engine.save = refuse  # type: ignore[method-assign]
+    for number in (1, 2):
+        scheduler.submit(request(number, f"{number}" * 150))
+        assert finished(run(scheduler), number).stop_reason == "eos"
+    scheduler.close()
+    assert "could not be saved" in capsys.readouterr().err
+
+
+def test_a_long_state_is_not_read_for_a_short_beginning(make: Make, tmp_path: Path) -> None:
+    restored = []
+    for text in ("same " * 30 + "x" * 3000, "same " * 30 + "other", "same " * 30 + "x" * 3000 + "?"):
+        saved = SavedStates(tmp_path / "kv", "key", 1 << 20)
+        scheduler, _ = make(pieces=["ok"], n_ctx=4096, saved=saved)
+        scheduler.submit(request(1, text))
+        [started] = [event for event in run(scheduler) if isinstance(event, Started)]
+        restored.append(started.restored_tokens)
+        scheduler.close()
+    assert restored[:2] == [0, 0]
+    assert restored[2] > 3000
+
+
+def test_a_state_that_is_refused_is_read_once(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        scheduler, _ = make(pieces=["ok"], saved=SavedStates(tmp_path / "kv", "key", 1 << 20))
+        scheduler._engine.load = lambda slot, data: False  # type: ignore[method-assign]
+        scheduler.submit(request(1, "x" * 200))
+        assert finished(run(scheduler)).stop_reason == "eos"
+        scheduler.close()
+    assert capsys.readouterr().err.count("does not take") == 1
+
+
+def test_a_step_that_fails_loses_no_text(make: Make) -> None:
+    scheduler, _ = make(pieces=["so ", "fa", "r"])
+    scheduler.submit(request(1, stop=("far away",)))
+    for _ in range(3):
+        scheduler.step()
+
+    def fail(_rows: object) -> None:
+        raise EngineError("no")
+
+    scheduler._engine.decode = fail  # type: ignore[method-assign, assignment]
+    events = scheduler.step()
+    assert isinstance(events[-1], Failed)
+    assert "far" in "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
 def test_what_moved_up_is_not_read_again(make: Make) -> None:
