@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 from edgeqwen.chat.history import History
 from edgeqwen.errors import StoreError
 from edgeqwen.models.library import Library
-from edgeqwen.tui.screens.chooser import Chooser
+from edgeqwen.tui.screens.chooser import Chooser, Row, _prompt
 from edgeqwen.tui.screens.dialogs import Confirm
 from edgeqwen.tui.widgets.message import MessageView, ThinkingView
 from edgeqwen.tui.widgets.monitor import MonitorView
@@ -410,3 +410,11 @@ async def test_an_arrow_on_the_only_answer_changes_nothing(open_app: Open) -> No
         await pilot.press("right")
         await pilot.pause()
         assert messages(pilot)[2] == "second"
+
+
+def test_a_long_title_leaves_the_note_its_place_and_a_long_note_the_text() -> None:
+    titled = _prompt(Row("1", "x" * 80, "3 · 13:21"), 60).plain
+    assert titled.endswith("…  3 · 13:21")
+    named = _prompt(Row("1", "qwen3-4b-thinking-2507:q4_k_m", "2.5 GB to download, " * 3), 60).plain
+    assert named.startswith("qwen3-4b-thinking-2507:q4_k_m  2.5 GB")
+    assert len(titled) == len(named) == 60

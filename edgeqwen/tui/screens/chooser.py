@@ -116,9 +116,11 @@ def _prompt(row: Row, width: int) -> Content:
     row = row._replace(text=clean(row.text), note=clean_line(row.note))
     if not row.key:
         return Content(row.text).stylize("bold")
-    text = Content(row.text).truncate(width, ellipsis=True)
-    room = width - text.cell_length - 2
-    if not row.note or room < 4:
-        return text
-    note = Content(row.note).truncate(room, ellipsis=True)
+    text, note = Content(row.text), Content(row.note)
+    if not row.note:
+        return text.truncate(width, ellipsis=True)
+    # A long text leaves a third to the note; a long note takes what the text leaves.
+    room = max(width - text.cell_length - 2, min(note.cell_length, width // 3))
+    note = note.truncate(room, ellipsis=True)
+    text = text.truncate(width - note.cell_length - 2, ellipsis=True)
     return text + Content(" " * (width - text.cell_length - note.cell_length)) + note.stylize("dim")

@@ -78,7 +78,7 @@ def _rate_lines(gauge: Gauge, record: Record) -> list[str]:
         for name, kind in ((_("decode"), "decode_tps"), (_("prefill"), "prefill_tps")):
             best = max((getattr(stats, kind) or 0.0 for stats in record.answers), default=0.0)
             if best:
-                found.append(f"{name}  ⌀ {getattr(whole, kind):.1f}  max {best:.1f} tok/s")
+                found.append(f"{name}  ⌀ {_short(getattr(whole, kind))}  max {_short(best)} tok/s")
         last = record.answers[-1]
         mean_wait = f"  ⌀ {whole.ttft_s:.2f} s" if whole.ttft_s is not None else ""
         found.append(f"TTFT  {last.queued_s + (last.ttft_s or 0):.2f} s{mean_wait}")
@@ -90,6 +90,10 @@ def _rate_lines(gauge: Gauge, record: Record) -> list[str]:
             f"{_('KV cache')}  {megabytes(share * gauge.kv_bytes)} / {megabytes(gauge.kv_bytes)}",
         ]
     return found
+
+
+def _short(rate: float) -> str:
+    return f"{rate:.1f}" if rate < 100 else f"{rate:.0f}"  # the column is narrow
 
 
 def _memory_lines(gauge: Gauge) -> list[str]:
