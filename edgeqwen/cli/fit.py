@@ -219,7 +219,7 @@ def _contexts(facts: ModelFacts, n_ctx: int | None, ref: str | None) -> list[int
 def _row(invocation: Invocation, form: _Form, n_ctx: int, kv_type: str, available: int) -> dict[str, Any]:
     parts = estimate(form.facts, n_ctx, kv_type)
     load = Load(form.sha256, n_ctx, kv_type) if form.sha256 else None
-    correction = invocation.measured.correction(load, parts.total)
+    correction = invocation.measured.correction(load, parts)
     total = max(0, parts.total + correction)
     return {
         "ref": form.name,

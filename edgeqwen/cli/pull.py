@@ -85,8 +85,8 @@ def _tell_plan(invocation: Invocation, plan: Plan, n_held: int) -> None:
     output.note(f"{plan.ref}: {size_text(plan.size)}{kept}; licence: {name}")
     if model is None:
         output.note("note: no catalogue knows this file: the hub's own sha256 is taken on trust, this once")
-    parts = estimate(plan.facts, min(_LEAST_CONTEXT, plan.facts.context)).total
-    needed, available = parts + invocation.measured.correction(None, parts), available_bytes()
+    parts = estimate(plan.facts, min(_LEAST_CONTEXT, plan.facts.context))
+    needed, available = parts.total + invocation.measured.correction(None, parts), available_bytes()
     if needed > available:
         output.note(
             f"note: it needs about {size_text(needed)} of memory and {size_text(available)} are available; "

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgeqwen.jsonfile import NOT_JSON
+from edgeqwen.models.fit import Estimate
 
 _MAX_BYTES = 1 << 18
 _KEPT = 200
@@ -59,11 +60,11 @@ class Measured:
         """Return what this very load took the last time."""
         return next((sample.measured for sample in self._read() if sample.load == load), None)
 
-    def correction(self, load: Load | None, estimated: int) -> int:
+    def correction(self, load: Load | None, parts: Estimate) -> int:
         """Return the bytes to add to an estimate.
 
         The difference found for this load; else that of the same model at the nearest context; else the
-        median ratio of all models that were loaded here.
+        median ratio of all models that were loaded here, which takes nothing off weights and KV cache.
         """
         samples = self._read()
         mine = [sample for sample in samples if load and sample.load.model == load.model]
@@ -74,7 +75,8 @@ class Measured:
         if not by_model:
             return 0
         ratio = statistics.median(by_model.values())
-        return round((min(max(ratio, _LEAST_RATIO), _LARGEST_RATIO) - 1) * estimated)
+        found = round((min(max(ratio, _LEAST_RATIO), _LARGEST_RATIO) - 1) * parts.total)
+        return max(found, -(parts.compute + parts.process))
 
     def _read(self) -> list[_Sample]:
         try:
