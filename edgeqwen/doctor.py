@@ -235,7 +235,7 @@ def check_store(library: Library) -> Iterator[Check]:
     store = library.store
     harmed = list(_harmed(store))
     if harmed:
-        todo = "`edgeqwen verify --all` says more, `verify --repair` mends what came from a hub"
+        todo = "`edgeqwen verify --all` says more, and with `--repair` it mends what came from a hub"
         yield Check("models", "fail", "; ".join(harmed), todo)
     else:
         refs = [entry.ref for entry in store.entries()]

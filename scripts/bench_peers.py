@@ -2,10 +2,12 @@
 
     python scripts/bench_peers.py MODEL.gguf --peers FOLDER [--rounds N] [--only NAME...] [--threads N]
 
-FOLDER holds llama-bench and llama-server of the same llama.cpp commit. Medians of the rounds, and of the
-rounds' ratios, with the quartiles of those. A table goes first, one JSON line comes last. Rates and times are
-those a front end sees, as text arrives; prefill alone is the engine's counter (tokens read by the seconds of
-reading them), as llama-bench's is.
+FOLDER holds llama-bench and llama-server of the same llama.cpp commit, which the source package of the pinned
+llama-cpp-python has under vendor/llama.cpp (`pip download --no-deps --no-binary :all:` brings it; then
+`cmake -B build` and `cmake --build build --target llama-bench llama-server`). Medians of the rounds, and of
+the rounds' ratios, with the quartiles of those. A table goes first, one JSON line comes last. Rates and times
+are those a front end sees, as text arrives; prefill alone is the engine's counter (tokens read by the seconds
+of reading them), as llama-bench's is.
 """
 
 from __future__ import annotations

@@ -17,11 +17,15 @@ say() {
 
 # Prints the first Python that is new enough and can make virtual environments.
 find_python() {
-  local candidate found=""
+  local candidate version found=""
   local without_venv=""
+  if [ -n "${EDGEQWEN_PYTHON:-}" ] && ! command -v "$EDGEQWEN_PYTHON" >/dev/null 2>&1; then
+    fail "EDGEQWEN_PYTHON names $EDGEQWEN_PYTHON, which cannot be run"
+  fi
   for candidate in "${EDGEQWEN_PYTHON:-python3.14}" python3.14 python3.13 python3.12 python3.11 python3 python; do
     command -v "$candidate" >/dev/null 2>&1 || continue
-    found=$("$candidate" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) || continue
+    version=$("$candidate" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) || continue
+    found=$version
     "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue
     if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
       command -v "$candidate"

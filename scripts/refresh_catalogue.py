@@ -55,7 +55,8 @@ def _by_repository(
     for ref, model in catalogue.models.items():
         for variant in (*model.variants, *model.projectors) if not refs or ref in refs else ():
             key = (variant.repo or model.repo, variant.revision or model.revision)
-            found[key].append((model, variant))
+            if key[0]:  # the demo is in no repository
+                found[key].append((model, variant))
     return found
 
 

@@ -123,8 +123,10 @@ def _flat(settings: Config) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    if value is None or value == ():
+    if value is None:
         return "(default)"
+    if value == ():
+        return "(none)"
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

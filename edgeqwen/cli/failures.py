@@ -68,7 +68,7 @@ def _store(error: Any) -> str | None:  # noqa: ANN401
     return {
         "disk_full": "free some space, or set EDGEQWEN_HOME to a folder on another disk",
         "no_permission": "use a folder you may write to: EDGEQWEN_HOME says which",
-        "wrong_digest": "`edgeqwen verify --repair` mends what came from a hub; else import a good copy",
+        "wrong_digest": "`edgeqwen verify --all --repair` mends what a hub has; else import a good copy",
         "missing_file": "`edgeqwen verify --all` lists what is damaged",
         "untrusted": "`edgeqwen trust add KEY` trusts whoever signed it; `--allow-unsigned` goes without",
         "bad_manifest": "remove the folder, or import the model again",
@@ -88,7 +88,9 @@ _HINTS: dict[type[errors.EdgeQwenError], Callable[[Any], str | None]] = {
         f"shorten the text, or give it more room with `--ctx {_room(error.needed)}`"
     ),
     errors.StoreError: _store,
-    errors.LoadFailed: lambda _: "`edgeqwen verify` checks the file; a smaller `--ctx` needs less memory",
+    errors.LoadFailed: lambda _: (
+        "`edgeqwen verify --all` checks the files; a smaller `--ctx` needs less memory"
+    ),
     errors.WorkerLost: _worker_lost,
 }
 

@@ -128,7 +128,7 @@ def _write_blob(
     if whole.hexdigest() != file.sha256:
         for part in parts:
             (folder / part.name).unlink()
-        message = f"{path} is damaged, so it is not exported; `edgeqwen verify --repair` may mend it"
+        message = f"{path} is damaged, so it is not exported; `edgeqwen verify --all --repair` may mend it"
         raise StoreError(message, path=str(path), cause="wrong_digest")
     return Blob(file.sha256, file.size, tuple(parts))
 

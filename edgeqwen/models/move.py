@@ -108,7 +108,7 @@ def _copy_whole(path: Path, part: Path, file: ManifestFile, progress: Callable[[
             return
         part.unlink()
         if is_last_try:
-            message = f"{path} is damaged, so it was not moved; `edgeqwen verify --repair` may mend it"
+            message = f"{path} is damaged, so it was not moved; `edgeqwen verify --all --repair` may mend it"
             raise StoreError(message, path=str(path), cause="wrong_digest")
 
 
