@@ -353,7 +353,7 @@ def main() -> int:
             row = ROWS[name]
             try:
                 pairs = [row.measure(bench) for _ in range(options.rounds)]
-            except (PeerFailed, OSError) as error:
+            except (PeerFailed, OSError, http.client.HTTPException) as error:
                 rows.append({"name": name, "error": str(error)})
                 print(f"| {row.what} | not measured: {error} |", flush=True)
                 continue

@@ -7,7 +7,6 @@ from typing import Any
 
 from edgeqwen.errors import InvalidInput
 from edgeqwen.models.catalogue import Catalogue, Model
-from edgeqwen.models.facts import STATES
 from edgeqwen.models.fit import DEFAULT_CONTEXT
 from edgeqwen.models.locate import Located, read_located
 from edgeqwen.models.store import Entry
@@ -132,7 +131,7 @@ _THINKING = {"none": "never", "toggle": "can be switched: --think, --no-think", 
 def _present(data: Data) -> list[tuple[str, str]]:
     per_token = data["kv_bytes_per_token"]
     n_ctx = min(DEFAULT_CONTEXT, data["context"])
-    at_default = size_text(per_token * n_ctx + STATES * data["recurrent_state_bytes"])
+    at_default = size_text(per_token * n_ctx + data["recurrent_state_bytes"])
     weights = size_text(data["weights_bytes"])
     cache = f"{size_text(per_token)} per token of context ({at_default} at {n_ctx:,} tokens)"
     fields = [

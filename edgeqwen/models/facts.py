@@ -70,10 +70,6 @@ class ModelFacts:
         return self.kv_values_per_token * KV_BYTES[kv_type]
 
 
-STATES = 5
-"""Recurrent states of a slot: the one it computes with, and its checkpoints (worker/prefix.py)."""
-
-
 def kv_bytes(facts: ModelFacts, n_ctx: int, kv_type: str = "f16", kv_type_v: str | None = None) -> int:
     """Return the bytes of KV cache and state that one slot of `n_ctx` tokens needs.
 
@@ -84,7 +80,7 @@ def kv_bytes(facts: ModelFacts, n_ctx: int, kv_type: str = "f16", kv_type_v: str
         raise InvalidInput(f"a context must have at least 1 token, not {n_ctx}")
     cells = -(-n_ctx // 256) * 256
     per_token = (facts.kv_bytes_per_token(kv_type) + facts.kv_bytes_per_token(kv_type_v or kv_type)) / 2
-    return round(cells * per_token) + STATES * facts.recurrent_state_bytes
+    return round(cells * per_token) + facts.recurrent_state_bytes
 
 
 def read_facts(path: Path) -> ModelFacts:

@@ -41,6 +41,10 @@ def choose_context(facts: ModelFacts, available_bytes: int) -> ContextChoice:
     return ContextChoice(n_ctx, n_ctx < wanted)
 
 
+CHECKPOINTS = 4
+"""Copies of a hybrid model's state that the worker keeps for one slot (worker/prefix.py), never on a GPU."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The worker's resident memory while it answers, in bytes, by what takes it."""
@@ -50,7 +54,7 @@ class Estimate:
     repacked: int
     """Second copies that the CPU computes faster with."""
     kv_cache: int
-    """Keys and values of one slot, and the state of hybrid models."""
+    """Keys and values of one slot, the state of hybrid models, and its checkpoints."""
     compute: int
     """Scratch space of one batch."""
     process: int
@@ -75,7 +79,7 @@ def estimate(
     return Estimate(
         weights=facts.weights_bytes,
         repacked=facts.repacked_bytes if repack else 0,
-        kv_cache=kv_bytes(facts, n_ctx, kv_type, kv_type_v),
+        kv_cache=kv_bytes(facts, n_ctx, kv_type, kv_type_v) + CHECKPOINTS * facts.recurrent_state_bytes,
         compute=n_batch * 4 * (3 * n_ff + 4 * facts.n_embd) + 2 * n_batch * n_ctx,
         process=_PROCESS_BYTES + _VOCABULARY_BYTES * facts.n_vocab,
     )

@@ -16,7 +16,7 @@ from edgeqwen.worker.saved import SavedStates, State, common_prefix, in_words, l
 
 _WORTH_COPYING = 16  # tokens; fewer are read as fast as they are found
 _WORTH_SAVING = 128  # tokens; fewer are read as fast as a file is
-MAX_CHECKPOINTS = 4  # 20 MB and more each; models/facts.py reckons with as many
+MAX_CHECKPOINTS = 4  # 20 MB and more each; models/fit.py reckons with as many
 _WORTH_RESTORING = 8  # tokens of a file for each that it spares
 _NEEDLE = 16  # tokens by which a shifted stretch is found again
 
@@ -101,7 +101,8 @@ class PrefixCache:
         """Forget everything from `length` on, or from the last checkpoint before it."""
         if length < len(sequence.tokens):
             if self._engine.goes_back or length == 0:
-                length = length if self._engine.trim(sequence.index, length) else self._empty(sequence)
+                if not self._engine.trim(sequence.index, length):
+                    length = self._empty(sequence)
             else:
                 length = self._go_back(sequence, length)
         del sequence.tokens[length:]

@@ -15,8 +15,9 @@ from edgeqwen.machine.cgroup import own_cgroups
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.machine.memory import available_bytes, total_bytes
 from edgeqwen.models.catalogue import load_catalogue
-from edgeqwen.models.facts import STATES, kv_bytes, read_facts
+from edgeqwen.models.facts import kv_bytes, read_facts
 from edgeqwen.models.fit import (
+    CHECKPOINTS,
     DEFAULT_CONTEXT,
     choose_context,
     estimate,
@@ -96,7 +97,9 @@ def test_the_catalogue_knows_the_cache_of_hybrid_models(tmp_path: Path) -> None:
     model = catalogue.models["qwen3.5-0.8b"]
     facts = facts_from_catalogue(model, model.variants[0])
     assert facts.recurrent_state_bytes > 0
-    assert STATES == 1 + MAX_CHECKPOINTS
+    assert CHECKPOINTS == MAX_CHECKPOINTS
+    in_all = kv_bytes(facts, 2048) + CHECKPOINTS * facts.recurrent_state_bytes
+    assert estimate(facts, 2048).kv_cache == in_all
     per_layer = model.shape.n_head_kv * (model.shape.key_length + model.shape.value_length)
     assert facts.kv_values_per_token == model.shape.n_layers // 4 * per_layer
 
