@@ -255,6 +255,7 @@ def test_fit(installed: Path) -> None:
 def test_config_round_trip(home: Path) -> None:
     assert edgeqwen("config", "set", "run.ctx", "4096").code == 0
     assert edgeqwen("config", "get", "run.ctx").out == "4096\n"
+    assert "(none)" in edgeqwen("config", "set", "pull.sources", "[]").err, "nobody, not the default"
     assert edgeqwen("config", "list", "--json").json["run.ctx"] == 4096
     assert edgeqwen("config", "unset", "run.ctx").code == 0
     assert edgeqwen("config", "get", "run.ctx", "--json").json is None
