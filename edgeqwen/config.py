@@ -49,9 +49,13 @@ class SamplerConfig:
     temperature: float | None = None
     """0 always takes the likeliest token."""
     top_p: float | None = None
+    """Only the likeliest tokens that together reach this probability; 1 takes all."""
     top_k: int | None = None
+    """Only so many of the likeliest tokens; 0 takes all."""
     min_p: float | None = None
+    """Only tokens at least this likely, as a share of the likeliest's probability; 0 takes all."""
     repeat_penalty: float | None = None
+    """Makes tokens less likely that were said a moment ago; 1 leaves them alone."""
     max_tokens: int | None = None
     """After which an answer ends; unset: at the end of the context."""
 
@@ -73,6 +77,7 @@ class TuiConfig:
     low_bandwidth: bool = False
     """Draw once a second, in the terminal's colours, without plots and mouse."""
     mouse: bool = True
+    """False leaves clicks and selections to the terminal."""
     kitty_keys: bool | None = None
     """The keyboard protocol that tells Shift+Enter from Enter; unset: where input methods survive it."""
     keys: dict[str, str] = field(default_factory=dict)

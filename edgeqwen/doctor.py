@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -149,7 +150,14 @@ def check_build(devices: Devices | EdgeQwenError, cpu: frozenset[str]) -> Check:
 
 
 def rebuild_command(*flags: str) -> str:
-    """Return the command that builds llama.cpp for this machine, with more CMake flags if need be."""
+    """Return the command that builds llama.cpp for this machine, with more CMake flags if need be.
+
+    In the environment of a checkout that is scripts/run, which keeps the flags.
+    """
+    run = Path(sys.prefix).parent / "scripts" / "run"
+    if run.is_file():
+        cmake = shlex.quote(" ".join(["-DGGML_NATIVE=ON", *flags]))
+        return f"CMAKE_ARGS={cmake} {shlex.quote(str(run))} doctor"
     arguments = ["-DGGML_NATIVE=ON", "-DLLAVA_BUILD=OFF", *flags]
     if "amx_int8" in cpu_features():  # scripts/bootstrap.sh says why
         arguments += [f"'-DCMAKE_{language}_FLAGS={_WITHOUT_AMX}'" for language in ("C", "CXX")]

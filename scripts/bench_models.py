@@ -4,7 +4,8 @@
 
 A hub on loopback serves the file. pull and curl take turns; a pull ends with hash and fsync, curl with a sync
 of its file. Then one byte is flipped and repaired, and the model answers a prompt of 700 tokens at several
-contexts. Prints one JSON object per measurement. The file must be one of the catalogue's, whatever its name.
+contexts. Before that, how long the program, a header and a load take. Prints one JSON object per measurement.
+The file must be one of the catalogue's, whatever its name.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the hub of the tests
 
-from edgeqwen.models.catalogue import CatalogueFile, Model, load_catalogue
+from edgeqwen.models.catalogue import CatalogueFile, load_catalogue
 from edgeqwen.models.digest import digest_of
+from edgeqwen.models.facts import read_facts
 from edgeqwen.paths import shipped_catalogue
 from tests.support.hub import REVISION, Hub
 
@@ -32,7 +36,8 @@ _PROGRAM = (sys.executable, "-m", "edgeqwen")
 _WITH_PEAK = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, capture_output=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(peak // 1000 if sys.platform == "darwin" else peak)
 """
 _PROMPT = "The old bridge leads from one half of the city to the other. " * 50
 
@@ -59,15 +64,17 @@ def main() -> int:
         with Hub(folder / "hub") as hub:
             os.environ["HF_ENDPOINT"] = hub.url
             ref = f"{model.ref}:{variant.quant}"
-            _pulls(hub, ref, model, file, folder, options.rounds)
+            address = f"{variant.repo or model.repo}/resolve/{REVISION}/{file.name}"
+            _pulls(hub, ref, address, folder, options.rounds)
+            _starts(path, ref, options.rounds)
             _repair(hub, ref, folder / "home", file)
             _fit(ref)
     return 0
 
 
-def _pulls(hub: Hub, ref: str, model: Model, file: CatalogueFile, folder: Path, rounds: int) -> None:
-    url = f"{hub.url}/{model.repo}/resolve/{REVISION}/{file.name}"
-    _timed(["curl", "-s", "-o", os.devnull, url])  # the hub reads its file for the first time
+def _pulls(hub: Hub, ref: str, path: str, folder: Path, rounds: int) -> None:
+    url = f"{hub.url}/{path}"
+    _timed(["curl", "-sf", "-o", os.devnull, url])  # the hub reads its file for the first time
     ratios, peaks = [], []
     for number in range(rounds):
         os.sync()
@@ -77,11 +84,22 @@ def _pulls(hub: Hub, ref: str, model: Model, file: CatalogueFile, folder: Path, 
         peaks.append(int(subprocess.check_output([sys.executable, "-c", _WITH_PEAK, *_PROGRAM, "pull", ref])))
         ours = time.perf_counter() - start
         target = folder / "curl.gguf"
-        theirs = _timed(["sh", "-c", f"curl -s -o '{target}' '{url}' && sync '{target}'"])
+        file, address = shlex.quote(str(target)), shlex.quote(url)
+        theirs = _timed(["sh", "-c", f"curl -sf -o {file} {address} && sync {file}"])
         target.unlink()
         ratios.append(theirs / ours)
         _tell("pull", seconds=ours, curl_seconds=theirs, of_curls_speed=theirs / ours)
     _tell("pull, median", of_curls_speed=statistics.median(ratios), puller_peak_mb=max(peaks) / 1000)
+
+
+def _starts(path: Path, ref: str, rounds: int) -> None:
+    """Tell the medians of what happens before an answer: the program's start, a file's header, a load."""
+    helps = [_timed([*_PROGRAM, "--help"]) for _round in range(rounds)]
+    headers = [_seconds(lambda: read_facts(path)) for _round in range(rounds)]
+    answers = [_run("run", ref, "x", "--max-tokens", "1", "--json") for _round in range(rounds)]
+    loads = [json.loads(answer)["stats"]["load_s"] for answer in answers]
+    for what, seconds in (("--help", helps), ("header", headers), ("load", loads)):
+        _tell(what, seconds=statistics.median(seconds))
 
 
 def _repair(hub: Hub, ref: str, home: Path, file: CatalogueFile) -> None:
@@ -116,8 +134,12 @@ def _run(*arguments: str) -> str:
 
 
 def _timed(command: list[str]) -> float:
+    return _seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+
+
+def _seconds(do: Callable[[], object]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    do()
     return time.perf_counter() - start
 
 

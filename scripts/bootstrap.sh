@@ -15,32 +15,35 @@ say() {
   printf '%s\n' "$1" >&2
 }
 
-# Prints the first Python that is new enough and can make virtual environments.
+# Prints EDGEQWEN_PYTHON, or the first Python that is new enough and can make virtual environments.
 find_python() {
-  local candidate version found=""
-  local without_venv=""
-  if [ -n "${EDGEQWEN_PYTHON:-}" ] && ! command -v "$EDGEQWEN_PYTHON" >/dev/null 2>&1; then
-    fail "EDGEQWEN_PYTHON names $EDGEQWEN_PYTHON, which cannot be run"
+  local candidate version too_old="" without_venv=""
+  local candidates=(python3.14 python3.13 python3.12 python3.11 python3 python)
+  if [ -n "${EDGEQWEN_PYTHON:-}" ]; then
+    candidates=("$EDGEQWEN_PYTHON")
+    command -v "$EDGEQWEN_PYTHON" >/dev/null 2>&1 ||
+      fail "EDGEQWEN_PYTHON names $EDGEQWEN_PYTHON, which cannot be run"
   fi
-  for candidate in "${EDGEQWEN_PYTHON:-python3.14}" python3.14 python3.13 python3.12 python3.11 python3 python; do
+  for candidate in "${candidates[@]}"; do
     command -v "$candidate" >/dev/null 2>&1 || continue
     version=$("$candidate" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) || continue
-    found=$version
-    "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue
-    if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+    if ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      too_old=$version
+    elif "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
       command -v "$candidate"
       return
+    else
+      without_venv=${without_venv:-$version}
     fi
-    without_venv=${without_venv:-$candidate}
   done
-  [ -n "$without_venv" ] && fail "$without_venv has no venv module; install it: $(how_to_install venv)"
-  [ -z "$found" ] && fail "no Python was found; install Python 3.11 or newer: $(how_to_install python)"
-  fail "Python $found is too old; install Python 3.11 or newer, or name one with EDGEQWEN_PYTHON"
+  [ -n "$without_venv" ] && fail "Python $without_venv has no venv module; install it: $(how_to_install venv "$without_venv")"
+  [ -n "$too_old" ] && fail "Python $too_old is too old; install Python 3.11 or newer, or name one with EDGEQWEN_PYTHON"
+  fail "no Python was found; install Python 3.11 or newer: $(how_to_install python)"
 }
 
-# Prints the command that installs a compiler or Python's venv module on this system.
+# Prints the command that installs a compiler, Python, or the venv module of a version of it on this system.
 how_to_install() {
-  local what=$1 system=""
+  local what=$1 version=${2:-} system=""
   if [ "$(uname -s 2>/dev/null)" = Darwin ]; then
     [ "$what" = compiler ] && echo "xcode-select --install" || echo "brew install python@3.12"
     return
@@ -57,6 +60,7 @@ how_to_install() {
     *suse*) echo "sudo zypper install python312" ;;
     *arch*) echo "sudo pacman -S --needed python" ;;
     *alpine*) echo "sudo apk add python3" ;;
+    venv*) echo "sudo apt install python${version%.*}-venv" ;;
     *) echo "sudo apt install python3-venv" ;;
   esac
 }
@@ -149,7 +153,7 @@ run_logged() {
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
   set +m
-  trap 'kill -- "-$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true; say "interrupted"; exit 130' INT TERM
+  trap 'kill -- "-$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true; say "interrupted"; exit 130' INT TERM HUP
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.5
     seconds=$((SECONDS - started))
@@ -158,7 +162,7 @@ run_logged() {
       say "  still at it after ${seconds} s: $(what_it_does "$log")"
     fi
   done
-  trap - INT TERM
+  trap - INT TERM HUP
   wait "$pid"
 }
 
@@ -195,9 +199,12 @@ prepare() {
   python=$(find_python) || exit 1
   # Without pip where the system's Python has become another one.
   if ! .venv/bin/python -I -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if [ -e .venv ] && ! ls .venv/edgeqwen-* .venv/install.log >/dev/null 2>&1; then
+      fail "there is a .venv here that this script has not made, without pip; move it away"
+    fi
     say "making a virtual environment in .venv with $python"
     rm -rf .venv
-    "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
+    mkdir .venv && : >.venv/edgeqwen-made && "$python" -m venv .venv || fail "the virtual environment could not be made; the lines above say why"
   fi
   if [ -z "${EDGEQWEN_WHEEL_INDEX:-}" ] && needs_another_build "$built"; then
     another=yes

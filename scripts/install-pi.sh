@@ -23,24 +23,33 @@ missing_packages() {
 
 # The largest file of llama.cpp takes the compiler about 1 GB.
 add_swap() {
-  local file=/var/swap-edgeqwen
   [ "$(available_kb)" -ge 1300000 ] && return
-  agrees "there are $(($(available_kb) / 1000)) MB of memory and swap; add 1.5 GB of swap in $file until the next start?" || return 0
-  if ! { sudo fallocate -l 1500M "$file" && sudo chmod 600 "$file" &&
-    sudo mkswap "$file" >/dev/null && sudo swapon "$file"; }; then
+  agrees "there are $(($(available_kb) / 1000)) MB of memory and swap; add 1.5 GB of swap in $swap until it is built?" || return 0
+  trap remove_swap EXIT
+  if ! { sudo fallocate -l 1500M "$swap" && sudo chmod 600 "$swap" &&
+    sudo mkswap "$swap" >/dev/null && sudo swapon "$swap"; }; then
     say "warning: the swap could not be added; going on without"
-    return 0
   fi
-  say "after the installation: sudo swapoff $file && sudo rm $file"
 }
 
-[ "${1:-}" = --yes ] && yes=1
+remove_swap() {
+  sudo swapoff "$swap" 2>/dev/null || true
+  sudo rm -f "$swap"
+}
+
+swap=/var/swap-edgeqwen
+case "$*" in
+  "") ;;
+  --yes) yes=1 ;;
+  *) say "usage: scripts/install-pi.sh [--yes]" && exit 2 ;;
+esac
 command -v dpkg-query >/dev/null || fail "this is not Raspberry Pi OS or another Debian; use scripts/run"
 system=$(dpkg --print-architecture) # the kernel may be 64-bit where the system is not
 [ "$system" = arm64 ] || fail "this system is $system; edgeqwen needs the 64-bit Raspberry Pi OS (arm64)"
 missing=$(missing_packages | tr '\n' ' ')
 if [ -n "$missing" ]; then
   agrees "install with apt: $missing?" || fail "without them llama.cpp cannot be built"
+  sudo apt-get update || say "warning: the lists of packages could not be renewed; going on with those that are here"
   # shellcheck disable=SC2086 # a list of names
   sudo apt-get install -y $missing
 fi

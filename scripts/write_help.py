@@ -12,12 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
 from edgeqwen.cli.main import cli
+from edgeqwen.config import Config
 
 _ROOT = Path(__file__).parent.parent
 _PAGE, _SETTINGS = _ROOT / "docs" / "commands.md", _ROOT / "docs" / "settings.md"
 _WIDTH = 100
+_WORDS = {
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "tuple[str, ...]": "list of texts",
+    "dict[str, str]": "table of texts",
+}
 
 
 def text() -> str:
@@ -52,12 +62,24 @@ def settings_text() -> str:
     for name, kind in _fields(tables["Config"]):
         table = tables[kind.id] if isinstance(kind, ast.Name) else None
         assert table is not None
-        parts.append(f"## {name}\n\n{ast.get_docstring(table)}\n\n| key | type | |\n|---|---|---|")
-        for key, kind in _fields(table):
-            words = ast.unparse(kind).replace("Literal", "one of ").replace(" | None", "").replace("|", "\\|")
-            parts.append(f"| `{name}.{key}` | {words} | {_meaning(table, key)} |")
+        takes = {key: _takes(kind) for key, kind in _fields(table)}
+        parts += [
+            f"## {name}\n\n{ast.get_docstring(table)}\n",
+            "| key | takes | default | |\n|---|---|---|---|",
+        ]
+        for key, value in vars(getattr(Config(), name)).items():
+            default = "" if value in (None, (), {}) else f"`{msgspec.json.encode(value).decode()}`"
+            parts.append(f"| `{name}.{key}` | {takes[key]} | {default} | {_meaning(table, key)} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _takes(kind: ast.expr) -> str:
+    """Return in words what a setting takes."""
+    text = ast.unparse(kind).removesuffix(" | None")
+    if text.startswith("Literal"):
+        return ", ".join(str(one) for one in ast.literal_eval(text.removeprefix("Literal")))
+    return _WORDS[text]
 
 
 def _fields(table: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:

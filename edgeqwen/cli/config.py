@@ -87,15 +87,23 @@ def path(invocation: Invocation) -> None:
     """Print the folders and files edgeqwen uses."""
     paths = invocation.paths
     found = {
-        "config": str(paths.config_file),
-        "catalogue": str(paths.user_catalogue),
-        "models": str(invocation.store.root),
-        "logs": str(paths.logs),
+        "config": paths.config_file,
+        "catalogue": paths.user_catalogue,
+        "presets": paths.presets,
+        "signing_key": paths.signing_key,
+        "trusted_keys": paths.trusted_keys,
+        "models": invocation.store.root,
+        "chats": paths.chats,
+        "exports": paths.exports,
+        "kv": paths.kv,
+        "bench": paths.bench,
+        "logs": paths.logs,
+        "cache": paths.cache,
     }
     if invocation.as_json:
-        output.document(found)
+        output.document({name: str(path) for name, path in found.items()})
     else:
-        output.table(("WHAT", "PATH"), list(found.items()))
+        output.table(("WHAT", "PATH"), [(name.replace("_", " "), str(path)) for name, path in found.items()])
 
 
 def _known(invocation: Invocation, key: str) -> dict[str, Any]:

@@ -124,9 +124,10 @@ def _reason(choice: choosing.Choice, purpose: str, machine: choosing.Machine, *,
     else:
         first = f"It is the fastest model for {purpose} that fits here, though slower than one reads: {rate}"
     download = "it is installed" if is_here else f"{size_text(choice.variant.size)} are to be downloaded"
+    pictures = " Pictures are not read yet: it answers text." if purpose == "vision" else ""
     return (
         f"{first}. With {choice.n_ctx:,} tokens of context it takes {size_text(choice.total_bytes)} of the "
-        f"{size_text(machine.available_bytes)} available, and {download}."
+        f"{size_text(machine.available_bytes)} available, and {download}.{pictures}"
     )
 
 

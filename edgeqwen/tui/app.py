@@ -125,6 +125,9 @@ class EdgeApp(App[None]):
         if unknown := [name for name in keys if name not in commands.COMMANDS]:
             text = _("the settings give keys to what is no command: {names}")
             self.notify(text.format(names=", ".join(unknown)), severity="warning")
+        if shared := commands.shared_keys(keys):
+            text = _("more than one command has the key {keys}; /help shows them")
+            self.notify(text.format(keys=", ".join(shared)), severity="warning")
         self.call_after_refresh(self.begin)
 
     def _leave_well_when_told(self) -> None:
@@ -179,21 +182,19 @@ class EdgeApp(App[None]):
         """Once a second: look at the machine."""
         assert self._monitor is not None
         sample = await asyncio.to_thread(self._monitor.sample, self._host.client.pid)
+        if not self.is_running:  # it was closed meanwhile, and its screens are gone
+            return
         self.gauge.sample = sample
         found = advice(sample, n_context=self.gauge.n_context, n_ctx=self.gauge.n_ctx)
         self.gauge.advice = tuple(found)
         self.record.tick(self.gauge, is_answering=self.chat.is_answering)
         self._count_downloads()
         self.chat.draw(second=True)
-        self._draw_monitor()
+        if isinstance(self.screen, MonitorScreen):
+            self.screen.draw()
 
     def _draw(self) -> None:
         self.chat.draw(second=False)
-
-    def _draw_monitor(self) -> None:
-        # A screen is the app's from the key that opens it on, and has its widgets only a moment later.
-        if isinstance(self.screen, MonitorScreen) and self.screen.is_mounted:
-            self.screen.draw()
 
     def _count_downloads(self) -> None:
         downloads = self._queue.downloads

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def bindings() -> list[Binding]:
         )
         for name, command in COMMANDS.items()
     ]
+
+
+def shared_keys(own: dict[str, str]) -> list[str]:
+    """Return the keys that more than one command has, with what `tui.keys` says."""
+    given = Counter(key for one in COMMANDS.values() for key in own.get(one.name, one.keys).split(",") if key)
+    return [key for key, n_commands in given.items() if n_commands > 1]
 
 
 @_command("help", "Help: all commands and keys", "f1")
@@ -368,7 +375,8 @@ def _stamp() -> str:
 def _write_new(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8", errors="replace") as file:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # chats are nobody else's
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
     except FileExistsError as error:
         raise StoreError(f"{path} is there already; give another name", str(path), "name_taken") from error

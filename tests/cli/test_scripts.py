@@ -29,6 +29,8 @@ TOOLS = (
     "grep",
     "rm",
     "mkdir",
+    "ls",
+    "readlink",
     "env",
     "uname",
     "tail",
@@ -90,7 +92,33 @@ def test_a_python_without_venv_is_named(clone: Path, bare_path: Path) -> None:
     program(bare_path / "python3", 'case "$2" in *print*) echo 3.12.1;; *ensurepip*) exit 1;; esac')
     done = run(clone, bare_path, EDGEQWEN_OS_RELEASE=os_release(clone, "ID=raspbian", "ID_LIKE=debian"))
     assert done.returncode == 1
-    assert "sudo apt install python3-venv" in done.stderr
+    assert "sudo apt install python3.12-venv" in done.stderr
+
+
+def test_the_python_that_was_named_is_used_or_refused(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path)
+    program(bare_path / "mine", 'case "$2" in *print*) echo 3.9.2;; *) exit 1;; esac')
+    done = run(clone, bare_path, EDGEQWEN_PYTHON="mine")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Python 3.9.2 is too old")
+
+
+def test_an_environment_of_ones_own_is_left_alone(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path)
+    (clone / ".venv" / "lib").mkdir(parents=True)
+    done = run(clone, bare_path)
+    assert done.returncode == 1
+    assert "move it away" in done.stderr
+    assert (clone / ".venv" / "lib").is_dir()
+
+
+def test_it_runs_through_a_link(clone: Path, bare_path: Path) -> None:
+    link = bare_path / "edgeqwen-run"
+    link.symlink_to(clone / "scripts" / "run")
+    done = subprocess.run(
+        [link], env={"PATH": str(bare_path)}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.startswith("error: no Python was found")
 
 
 def os_release(clone: Path, *lines: str) -> str:
@@ -204,6 +232,14 @@ def test_an_environment_whose_python_is_gone_is_made_anew(clone: Path, bare_path
     assert "making a virtual environment" in run(clone, bare_path).stderr
 
 
+def test_a_pi_installation_names_its_arguments(clone: Path, bare_path: Path) -> None:
+    done = subprocess.run(
+        [clone / "scripts" / "install-pi.sh", "--help"],
+        env={"PATH": str(bare_path)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "usage: scripts/install-pi.sh [--yes]\n")
+
+
 def test_a_pi_is_asked_where_it_can_be_read(clone: Path, bare_path: Path) -> None:
     program(bare_path / "dpkg", "echo arm64")
     program(bare_path / "dpkg-query", "exit 1")
@@ -223,7 +259,10 @@ def test_a_pi_is_asked_where_it_can_be_read(clone: Path, bare_path: Path) -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
-def test_an_interrupted_build_leaves_no_compiler_behind(clone: Path, bare_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_build_leaves_no_compiler_behind(
+    clone: Path, bare_path: Path, how: signal.Signals
+) -> None:
     python_that_makes_environments(bare_path, "sleep 300 & echo $! >compiler; wait")
     (bare_path / "chmod").symlink_to(shutil.which("chmod") or "")
     program(bare_path / "g++", "exit 0")
@@ -233,7 +272,7 @@ def test_an_interrupted_build_leaves_no_compiler_behind(clone: Path, bare_path: 
         [clone / "scripts" / "run"], env=env, stderr=subprocess.PIPE, text=True
     ) as installing:
         compiler = int((clone / "compiler").read_text())
-        installing.send_signal(signal.SIGINT)
+        installing.send_signal(how)
         assert installing.stderr
         assert "interrupted" in installing.stderr.read()
         assert installing.wait(20) == 130

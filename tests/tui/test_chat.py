@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,8 @@ async def test_text_and_code_are_copied_and_saved(open_app: Open, home: Path, tm
             await say(pilot, f"/export {tmp_path / name}")
             await until(pilot, (tmp_path / name).exists, "it is written")
         assert "# hello" in (tmp_path / "chat.md").read_text()
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in (target, tmp_path / "chat.json")}
+        assert modes == {0o600}, "nobody else reads them"
 
 
 async def test_chats_are_found_renamed_deleted_and_brought_back(open_app: Open) -> None:

@@ -39,6 +39,13 @@ async def test_keys_can_be_others(open_app: Open, home: Path) -> None:
         await until(pilot, lambda: re.search(r"/new +ctrl\+k ", shown(pilot)), "help knows it")
 
 
+async def test_a_key_that_two_commands_have_is_told(open_app: Open, home: Path) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text('[tui.keys]\nnew = "ctrl+r"\n')  # as the history's
+    async with open_app(pieces=["ok"]) as pilot:
+        await until(pilot, lambda: any("the key ctrl+r" in text for text in toasts(pilot)), "it is told")
+
+
 async def test_another_model_answers_again_beside_the_first(open_app: Open, tmp_path: Path) -> None:
     other = another(tmp_path, pieces=["from the other"])
     async with open_app(pieces=["from the first"]) as pilot:
@@ -126,7 +133,7 @@ async def test_the_monitor_opens_while_a_model_loads(open_app: Open, tmp_path: P
         app = app_of(pilot)
         app.chat.load(str(other))
         app.chat.show_monitor()
-        app._draw_monitor()  # as when a second is full before the screen has its widgets
+        await app._tick()  # as when a second is full before the screen has its widgets
         await until(pilot, lambda: list(app.screen.query("#health")), "it is over the screen")
         health = app.screen.query_one("#health", Static)
         await until(pilot, lambda: "health: " in str(health.visual), "doctor has looked")
@@ -134,6 +141,15 @@ async def test_the_monitor_opens_while_a_model_loads(open_app: Open, tmp_path: P
         view = app.screen.query_one(MonitorView)
         await pilot.press("pagedown")
         await until(pilot, lambda: view.scroll_y > 0, "keys scroll it")
+
+
+@pytest.mark.parametrize("key", ["f3", "escape"], ids=["monitor", "chat"])
+async def test_quitting_while_the_machine_is_looked_at_is_no_fault(open_app: Open, key: str) -> None:
+    async with open_app(pieces=["ok"], size=(120, 40)) as pilot:
+        app = app_of(pilot)
+        await pilot.press(key)
+        await until(pilot, lambda: app.gauge.sample, "the machine was looked at")
+    await app._tick()  # as when a look ends after the screens have gone
 
 
 async def test_one_turn_at_a_time_whatever_is_pressed(open_app: Open) -> None:

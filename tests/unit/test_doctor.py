@@ -32,7 +32,10 @@ def test_features_are_read_from_the_kernels_file(tmp_path: Path) -> None:
     assert cpu_features(tmp_path / "none") == frozenset()
 
 
-def test_a_generic_build_is_told_with_the_command_that_mends_it() -> None:
+def test_a_generic_build_is_told_with_the_command_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
     check = doctor.check_build(build("AVX", "AVX2"), frozenset({"avx", "avx2", "avx512f", "sse"}))
     assert check.state == "warn"
     assert "AVX512" in check.says
@@ -44,6 +47,14 @@ def test_a_generic_build_is_told_with_the_command_that_mends_it() -> None:
     no_avx2 = doctor.check_build(build("AVX"), frozenset({"avx", "avx2", "avx512f"}))
     for other in (on_a_pi_5, no_avx2):
         assert "may be faster" in other.todo, "and no figure where it was not"
+
+
+def test_a_checkout_builds_with_its_own_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "run").touch()
+    flags = "'-DGGML_NATIVE=ON -DGGML_CUDA=ON'"
+    assert doctor.rebuild_command("-DGGML_CUDA=ON") == f"CMAKE_ARGS={flags} {tmp_path}/scripts/run doctor"
 
 
 def test_a_build_for_this_cpu_is_well_and_a_dead_engine_is_not() -> None:

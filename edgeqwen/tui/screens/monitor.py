@@ -26,21 +26,20 @@ class MonitorScreen(Screen[None]):
 
     def __init__(self, gauge: Gauge, record: Record, library: Library, *, plots: bool) -> None:
         super().__init__()
-        self._gauge, self._record, self._plots = gauge, record, plots
-        self._library = library
+        self._gauge, self._record, self._library = gauge, record, library
+        self._view = MonitorView(plots=plots)
         self.sub_title = _("monitor")
 
     def compose(self) -> ComposeResult:
-        yield MonitorView(plots=self._plots)
+        yield self._view
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         self.draw()
         health = Static(_("looking for what is wrong…"), id="health", markup=False)
-        view = self.query_one(MonitorView)
-        view.can_focus = True  # so that keys scroll it
-        view.focus()
-        view.mount(health)
+        self._view.can_focus = True  # so that keys scroll it
+        self._view.focus()
+        self._view.mount(health)
         self.show_health()
 
     @work
@@ -55,5 +54,5 @@ class MonitorScreen(Screen[None]):
         self.query_one("#health", Static).update(clean("\n".join(lines)))
 
     def draw(self) -> None:
-        """Show the latest; called once a second."""
-        self.query_one(MonitorView).draw(self._gauge, self._record)
+        """Show the latest; called once a second, also while the screen comes or goes."""
+        self._view.draw(self._gauge, self._record)

@@ -39,30 +39,30 @@ class MonitorView(VerticalScroll, can_focus=False):
 
     def __init__(self, *, plots: bool, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._plots = plots
         self._numbers = Static("", markup=False)
+        names = ("rates", "memory", "cpu") if plots else ()
+        self._plots = {name: Sparkline([0, 0], classes="plot") for name in names}
 
     def compose(self) -> ComposeResult:
         yield self._numbers
-        if self._plots:
-            for name, title in self._titles().items():
-                yield Static(title, classes="plot-title", markup=False)
-                yield Sparkline([0, 0], id=f"plot-{name}", classes="plot")
+        for name, plot in self._plots.items():
+            yield Static(self._title(name), classes="plot-title", markup=False)
+            yield plot
 
     @staticmethod
-    def _titles() -> dict[str, str]:
-        return {
+    def _title(plot: str) -> str:
+        titles = {
             "rates": _("tokens/s, last 3 minutes"),
             "memory": _("memory of the model"),
             "cpu": _("CPU, all cores"),
         }
+        return titles[plot]
 
     def draw(self, gauge: Gauge, record: Record) -> None:
         """Show the latest."""
         self._numbers.update("\n".join(lines(gauge, record)))
-        if self._plots:
-            for name in self._titles():
-                self.query_one(f"#plot-{name}", Sparkline).data = list(getattr(record, name))
+        for name, plot in self._plots.items():
+            plot.data = list(getattr(record, name))
 
 
 def lines(gauge: Gauge, record: Record) -> list[str]:
