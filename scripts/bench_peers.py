@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import http.client
 import json
-import platform
 import signal
 import socket
 import statistics
@@ -28,6 +27,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ from edgeqwen.engine.protocol import (
     Stats,
     TextDelta,
 )
-from edgeqwen.machine.cpu import usable_cores
+from edgeqwen.errors import EdgeQwenError
+from edgeqwen.machine.cpu import cpu_name, usable_cores
 
 _SENTENCE = "The old bridge over the river leads from one half of the city to the other. "
 _LONG = _SENTENCE * 118 + "Sum this up in one sentence."  # about 2,000 tokens
@@ -65,7 +66,11 @@ _AMX = (
 )
 
 
-class PeerFailed(Exception):
+class NotMeasured(Exception):
+    """A row for which there is no figure, in words."""
+
+
+class PeerFailed(NotMeasured):
     """One of llama.cpp's programs did not do its work."""
 
     def __init__(self, program: str, status: int | None) -> None:
@@ -156,7 +161,10 @@ class Server:
         )
         first = last = 0.0
         text, count = "", 0
-        for line in connection.getresponse():
+        response = connection.getresponse()
+        if response.status != 200:
+            raise NotMeasured(f"llama-server answered {response.status}: {response.read(200)!r}")
+        for line in response:
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
@@ -166,6 +174,8 @@ class Server:
                 last = time.perf_counter()
                 first = first or last
                 text += piece
+        if not text:
+            raise NotMeasured("llama-server said nothing")
         return Told(first - start, _rate(count, last - first), count, text)
 
 
@@ -185,6 +195,8 @@ async def ask(client: WorkerClient, messages: list[tuple[str, str]], n_tokens: i
                 text += event.text
             elif isinstance(event, Finished):
                 count = event.stats.completion_tokens
+    if not text:
+        raise NotMeasured("our worker said nothing")
     return Told(first - start, _rate(count, last - first), count, text)
 
 
@@ -217,7 +229,10 @@ def prefill(bench: Bench) -> tuple[float, float]:
             n_missing = 2048 - warmed.prompt_tokens
             # Another beginning, as nothing more than the template's head is to come from the cache.
             stats = await read(client, "Second.", _SENTENCE * 119 + "one " * n_missing)
-            assert stats.prompt_tokens == 2048, f"{stats.prompt_tokens} tokens: not what llama-bench reads"
+            if stats.prompt_tokens != 2048:
+                raise NotMeasured(
+                    f"the prompt came to {stats.prompt_tokens:,} tokens, not llama-bench's 2,048"
+                )
             return stats.prefill_tps or 0.0
 
     return _between(ours, bench, "-p", "2048", "-n", "0")
@@ -353,7 +368,7 @@ def main() -> int:
             row = ROWS[name]
             try:
                 pairs = [row.measure(bench) for _ in range(options.rounds)]
-            except (PeerFailed, OSError, http.client.HTTPException) as error:
+            except (NotMeasured, EdgeQwenError, OSError, http.client.HTTPException) as error:
                 rows.append({"name": name, "error": str(error)})
                 print(f"| {row.what} | not measured: {error} |", flush=True)
                 continue
@@ -372,8 +387,10 @@ def main() -> int:
                 f"| {ratio:.2f} ({low:.2f} to {high:.2f}) | {sign} {row.bar} | {'yes' if met else 'NO'} |",
                 flush=True,
             )
-    report = {"model": options.model.name, "threads": options.threads, "machine": platform.processor() or
-              platform.machine(), "rounds": options.rounds, "rows": rows}  # fmt: skip
+    report = {
+        "model": options.model.name, "threads": options.threads, "rounds": options.rounds, "rows": rows,
+        "machine": cpu_name(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
     print(json.dumps(report))
     return 1 if any("error" in row for row in rows) else 0
 

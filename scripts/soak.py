@@ -28,10 +28,11 @@ from edgeqwen.engine.protocol import ChatMessage, Finished, Generate, LoadParams
 from edgeqwen.machine.cpu import usable_cores
 from edgeqwen.worker.binding import L
 from edgeqwen.worker.engine import Row
+from edgeqwen.worker.jobs import Acceptor
 from edgeqwen.worker.llama import LlamaEngine
-from edgeqwen.worker.slots import Scheduler
 
 _WORDS = ["sea", "fox", "key", "bridge", "moon", "winter", "train", "letter", "river", "clock"]
+_LOST_S = 600.0
 _Messages = tuple[ChatMessage, ...]
 _Asked = tuple[_Messages, int, str]
 
@@ -49,7 +50,10 @@ async def _soak(options: argparse.Namespace, logs: Path) -> int:
         worker = psutil.Process(client.pid)
         for start in range(0, options.requests, options.slots + 2):
             batch = [_question(rng) for _ in range(min(options.slots + 2, options.requests - start))]
-            done = await asyncio.gather(*(_ask(client, rng, *one) for one in batch))
+            # A slot that is lost answers nobody: that is found out, and not waited for.
+            done = await asyncio.wait_for(
+                asyncio.gather(*(_ask(client, rng, *one) for one in batch)), _LOST_S
+            )
             n_closed += len(done)
             asked += [(*one, text) for one, text in zip(batch, done, strict=True) if text is not None]
             memory.append(worker.memory_info().rss)
@@ -111,13 +115,9 @@ def _beyond_rounding(load: LoadParams, different: list[_Asked]) -> int:
     engine = LlamaEngine(LoadParams(paths=load.paths, n_ctx=1024, n_threads=load.n_threads), lambda _: True)
     n_beyond = 0
     for messages, _n_tokens, text in different:
-        engine.trim(0, 0)
-        scheduler = Scheduler(engine, time.perf_counter)
-        sampler = SamplerParams(temperature=0, max_tokens=1)
-        scheduler.submit(Generate(id=1, messages=messages, sampler=sampler))
-        scheduler.step()
-        tokens = list(scheduler._slots[0].goal[:-1])
-        margin, rounding = _parting(engine, tokens, text)
+        request = Generate(id=1, messages=messages, sampler=SamplerParams(temperature=0, max_tokens=1))
+        prompt = Acceptor(engine, time.perf_counter).accept(request).prompt
+        margin, rounding = _parting(engine, list(prompt), text)
         n_beyond += margin > 2 * rounding  # each of the two scores may be off by that
         print(f"parts by {margin:.3f}, rounding {rounding:.3f}: {text[:50]!r}", file=sys.stderr)
     engine.close()

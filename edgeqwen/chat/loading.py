@@ -12,7 +12,7 @@ from typing import Literal
 from edgeqwen.engine.protocol import KvType, Layers, LoadParams, SavedParams
 from edgeqwen.models.catalogue import Catalogue
 from edgeqwen.models.facts import ModelFacts, kv_bytes
-from edgeqwen.models.fit import DEFAULT_CONTEXT, Estimate, check_memory, choose_context, estimate
+from edgeqwen.models.fit import DEFAULT_CONTEXT, Estimate, Setting, check_memory, choose_context, estimate
 from edgeqwen.models.locate import Located
 from edgeqwen.models.measured import Load
 
@@ -41,7 +41,8 @@ class LoadPlan:
     notices: tuple[str, ...] = ()
     """What is not as one might think, a sentence each."""
     load: Load | None = None
-    """By which the memory it takes is remembered; None for files outside the store."""
+    """By which the memory it takes is remembered; None for files outside the store, and where memory is so
+    short that the system takes some of it back."""
     estimate: Estimate | None = None
 
 
@@ -59,11 +60,13 @@ def plan_load(
     n_ctx = DEFAULT_CONTEXT if options.n_ctx is None else options.n_ctx
     parts = None
     if facts:
-        n_ctx = _context(facts, options.n_ctx, available_bytes, notices)
+        n_ctx = _context(facts, options, available_bytes, notices)
         _notice_template(facts, catalogue, notices)
         parts = estimate(facts, n_ctx, options.kv_type, options.kv_type_v, repack=options.repack)
         if not options.force:
-            check_memory(facts, n_ctx, options.kv_type, parts, available_bytes)
+            is_mapped = options.load_mode == "auto"
+            asked = Setting(n_ctx, options.kv_type, options.kv_type_v, options.repack, is_mapped)
+            check_memory(facts, asked, available_bytes)
     params = LoadParams(
         paths=tuple(str(Path(path).absolute()) for path in located.paths),
         engine="scripted" if located.is_script else "llama",
@@ -77,8 +80,10 @@ def plan_load(
         layers=layers_of(facts, n_ctx, options.kv_type) if facts else None,
         saved=saved,
     )
-    load = Load(located.entry.manifest.files[0].sha256, n_ctx, options.kv_type) if located.entry else None
-    return LoadPlan(params, tuple(notices), load if parts else None, parts)
+    load = None
+    if located.entry and parts and parts.total <= available_bytes:
+        load = Load(located.entry.manifest.files[0].sha256, n_ctx, options.kv_type)
+    return LoadPlan(params, tuple(notices), load, parts)
 
 
 def saved_params(located: Located, folder: Path, max_mib: int) -> SavedParams | None:
@@ -93,9 +98,10 @@ def saved_params(located: Located, folder: Path, max_mib: int) -> SavedParams | 
     return SavedParams(folder=str(folder), model=model, max_bytes=max_mib << 20)
 
 
-def _context(facts: ModelFacts, asked: int | None, available_bytes: int, notices: list[str]) -> int:
+def _context(facts: ModelFacts, options: LoadOptions, available_bytes: int, notices: list[str]) -> int:
+    asked = options.n_ctx
     if asked is None:
-        choice = choose_context(facts, available_bytes)
+        choice = choose_context(facts, available_bytes, options.kv_type, options.kv_type_v)
         if choice.is_reduced:
             notices.append(
                 f"memory is short, so the context is {choice.n_ctx:,} tokens; `run.ctx` sets another"

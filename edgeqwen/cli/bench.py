@@ -16,11 +16,12 @@ from edgeqwen.cli.invocation import Invocation
 from edgeqwen.cli.options import complete_ref, json_option
 from edgeqwen.engine.protocol import KvType, LoadParams
 from edgeqwen.errors import InvalidInput
-from edgeqwen.machine.bandwidth import memory_bytes_per_s
+from edgeqwen.machine.bandwidth import reading_bytes_per_s
 from edgeqwen.machine.bench import Bench, Figure, History, Run
-from edgeqwen.machine.cpu import usable_cores
+from edgeqwen.machine.cpu import cpu_name, usable_cores
 from edgeqwen.machine.memory import available_bytes
-from edgeqwen.models.fit import check_memory, estimate
+from edgeqwen.models.facts import ModelFacts
+from edgeqwen.models.fit import Setting, check_memory
 from edgeqwen.models.locate import locate, read_located
 from edgeqwen.text import size_text
 
@@ -52,7 +53,7 @@ def bench(
         raise InvalidInput(f"{located.name} is a script for the scripted engine, not a model")
     facts = read_located(located)
     n_ctx = min(_N_CTX, facts.context)
-    check_memory(facts, n_ctx, kv_type, estimate(facts, n_ctx, kv_type), available_bytes())
+    check_memory(facts, Setting(n_ctx, kv_type), available_bytes())
     threads = n_threads or invocation.config.run.threads or usable_cores()
     paths = tuple(str(path.absolute()) for path in located.paths)
     layers = layers_of(facts, n_ctx, kv_type)
@@ -64,12 +65,12 @@ def bench(
         figures = asyncio.run(measuring.run())
     for notice in measuring.notices:
         output.note(notice)
-    figures += _bandwidth(figures, facts.weights_bytes)
+    figures += _bandwidth(figures, facts, threads)
     run = Run(
         model=located.name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=f"edgeqwen {version('edgeqwen')}, llama-cpp-python {version('llama-cpp-python')}",
-        machine=f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} CPUs",
+        machine=f"{platform.system()} {cpu_name()}, {psutil.cpu_count()} CPUs",
         n_threads=threads,
         kv_type=kv_type,
         figures={figure.name: figure.value for figure in figures},
@@ -93,15 +94,18 @@ def _only_model(invocation: Invocation) -> str:
     return refs[0]
 
 
-def _bandwidth(figures: list[Figure], weights_bytes: int) -> list[Figure]:
-    """Return the bytes of weights read per second while decoding, and their share of a plain copy's speed."""
+def _bandwidth(figures: list[Figure], facts: ModelFacts, n_threads: int) -> list[Figure]:
+    """Return the bytes of weights read per second while decoding, and their share of what memory allows.
+
+    None for mixtures of experts, of which a token reads a part.
+    """
     rates = [figure.value for figure in figures if figure.name.startswith("decode")]
-    if not rates:
+    if not rates or facts.architecture.endswith("moe"):
         return []
-    read, copied = max(rates) * weights_bytes, memory_bytes_per_s()
+    read, readable = max(rates) * facts.weights_bytes, reading_bytes_per_s(n_threads)
     return [
         Figure("weights read per second", read, "bytes/s"),
-        Figure("share of one core's copying speed", read / copied, ""),
+        Figure("share of the memory's reading speed", read / readable, ""),
     ]
 
 

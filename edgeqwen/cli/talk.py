@@ -226,7 +226,7 @@ class Talk:
         what = " and ".join(part for part, length in zip(parts, lengths, strict=True) if length)
         output.note(
             f"note: the context was full, so {what} ({dropped.n_tokens:,} tokens) were left out; "
-            "nothing is lost, and `/full stop` or a larger `--ctx` shows the model all of it"
+            "nothing is lost: a larger `--ctx` (`run.ctx` for a chat that is kept) shows the model all of it"
         )
 
     def _document(self, reply: Reply, failure: EdgeQwenError | None) -> dict[str, Any]:

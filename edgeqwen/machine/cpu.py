@@ -1,9 +1,10 @@
-"""How many threads are worth using here. Reads the system's own files; measures nothing."""
+"""What the CPU is, and how many threads are worth using. Reads the system's own files; measures nothing."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import psutil
 from edgeqwen.machine.cgroup import own_cgroups
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def usable_cores(topology: Path = _TOPOLOGY, cgroups: Sequence[Path] | None = None) -> int:
@@ -46,11 +48,24 @@ def _quota(file: Path) -> int | None:
         return None
 
 
-def cpu_features(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def cpu_features(file: Path = _CPUINFO) -> frozenset[str]:
     """Return the CPU's features by the kernel's names (avx2, asimddp); empty where there is no such file."""
+    return frozenset(_told(file, "flags", "Features").split())
+
+
+def cpu_name(file: Path = _CPUINFO) -> str:
+    """Return what the kernel calls the CPU or the board, with the model's number: names tell little."""
+    name, number = _told(file, "model name", "Model"), _told(file, "model\t", "CPU part")
+    if not name:
+        return platform.processor() or platform.machine()
+    return f"{name} ({number})" if number else name
+
+
+def _told(file: Path, *keys: str) -> str:
+    """Return what stands behind the first line with one of the keys; "" where there is none."""
     try:
         lines = file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(found.partition(":")[2].split())
+        return ""
+    found = next((line for line in lines if line.startswith(keys)), "")
+    return found.partition(":")[2].strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, NamedTuple
 
 from edgeqwen.errors import LoadFailed
@@ -30,13 +31,17 @@ class ContextChoice(NamedTuple):
     """Memory, not the model, made it smaller than the default."""
 
 
-def choose_context(facts: ModelFacts, available_bytes: int) -> ContextChoice:
+def choose_context(
+    facts: ModelFacts, available_bytes: int, kv_type: str = "f16", kv_type_v: str | None = None
+) -> ContextChoice:
     """Return the context for somebody who named none: 8,192, less where the model or the memory has less.
 
     Halved down to 2,048 while its KV cache would take more than a quarter of `available_bytes`.
     """
     wanted = n_ctx = min(facts.context, DEFAULT_CONTEXT)
-    while n_ctx // 2 >= _SMALLEST_DEFAULT and kv_bytes(facts, n_ctx) * _KV_SHARE > available_bytes:
+    while n_ctx // 2 >= _SMALLEST_DEFAULT:
+        if kv_bytes(facts, n_ctx, kv_type, kv_type_v) * _KV_SHARE <= available_bytes:
+            break
         n_ctx //= 2
     return ContextChoice(n_ctx, n_ctx < wanted)
 
@@ -85,31 +90,61 @@ def estimate(
     )
 
 
-def check_memory(facts: ModelFacts, n_ctx: int, kv_type: str, parts: Estimate, available_bytes: int) -> None:
-    """Raise LoadFailed when what was estimated cannot fit, with the numbers and the nearest that does.
+@dataclass(frozen=True)
+class Setting:
+    """What of a load decides how much memory it takes, but for the model."""
 
-    Weights are mapped, so they need not be counted: without them it must fit, or the system would kill it.
-    """
-    needed = parts.total - parts.weights
+    n_ctx: int
+    kv_type: str = "f16"
+    kv_type_v: str | None = None
+    repack: bool = True
+    is_mapped: bool = True
+    """The system may drop weights that are mapped and read them again; others stay in memory."""
+
+    def needed(self, facts: ModelFacts) -> int:
+        """Return the bytes that must be there, or the system would end the process."""
+        parts = estimate(facts, self.n_ctx, self.kv_type, self.kv_type_v, repack=self.repack)
+        return parts.total - parts.weights if self.is_mapped else parts.total
+
+    def words(self, asked: Setting) -> str:
+        """Return the options that make this of what was asked."""
+        options = [f"--ctx {self.n_ctx}"]
+        options += [f"--kv {self.kv_type}"] if self.kv_type != "f16" else []
+        options += [f"--kv-v {self.kv_type_v}"] if self.kv_type_v else []
+        options += [] if self.repack else ["--no-repack"]
+        without = " without `--mlock` and `--no-mmap`" if self.is_mapped and not asked.is_mapped else ""
+        return f"`{' '.join(options)}`{without}"
+
+
+def check_memory(facts: ModelFacts, asked: Setting, available_bytes: int) -> None:
+    """Raise LoadFailed when what was asked cannot fit, with the numbers and the nearest that does."""
+    needed = asked.needed(facts)
     if needed <= available_bytes:
         return
-    hint = _nearest_that_fits(facts, n_ctx, kv_type, available_bytes)
+    weights = "besides the weights" if asked.is_mapped else "with the weights"
+    hint = "no context fits, so take a smaller model (`edgeqwen recommend`)"
+    if nearest := _nearest_that_fits(facts, asked, available_bytes):
+        hint = f"{nearest.words(asked)} fits"
     message = (
-        f"a context of {n_ctx:,} tokens needs {needed / 1e9:.1f} GB of memory besides the weights, and "
+        f"a context of {asked.n_ctx:,} tokens needs {needed / 1e9:.1f} GB of memory {weights}, and "
         f"{available_bytes / 1e9:.1f} GB are available; {hint}"
     )
     raise LoadFailed(message, reason="not enough memory")
 
 
-def _nearest_that_fits(facts: ModelFacts, n_ctx: int, kv_type: str, available_bytes: int) -> str:
-    for kind in dict.fromkeys((kv_type, "q8_0", "q4_0")):
-        context = n_ctx
-        while context >= 512:
-            parts = estimate(facts, context, kind)
-            if parts.total - parts.weights <= _TIGHT * available_bytes:
-                return f"`--ctx {context} --kv {kind}` fits" if kind != "f16" else f"`--ctx {context}` fits"
-            context = context // 2 if context > _SMALLEST_DEFAULT or kind == "q4_0" else 0
-    return "no context fits, so take a smaller model (`edgeqwen recommend`)"
+def _nearest_that_fits(facts: ModelFacts, asked: Setting, available_bytes: int) -> Setting | None:
+    """Return the first setting that fits well: speed is given up after context, a usable one after that."""
+    kinds = dict.fromkeys(((asked.kv_type, asked.kv_type_v), ("q8_0", None), ("q4_0", None)))
+    loads = dict.fromkeys(((asked.repack, asked.is_mapped), (asked.repack, True), (False, True)))
+    for least in (_SMALLEST_DEFAULT, 512):
+        for (repack, is_mapped), (k, v) in product(loads, kinds):
+            n_ctx = asked.n_ctx
+            while n_ctx >= min(least, asked.n_ctx):
+                setting = Setting(n_ctx, k, v, repack=repack, is_mapped=is_mapped)
+                if setting.needed(facts) <= _TIGHT * available_bytes:
+                    return setting
+                n_ctx //= 2
+    return None
 
 
 def verdict(total: int, available_bytes: int) -> Verdict:

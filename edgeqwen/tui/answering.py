@@ -106,7 +106,7 @@ def remarks(reply: Reply) -> Iterator[tuple[str, str]]:
     if reply.dropped:
         text = _("the context was full: {n} earlier messages ({m} tokens) were not shown to the model")
         n_messages = len(reply.dropped.messages) + len(reply.dropped.thinking_of)
-        hint = _("/full stop, or a larger run.ctx, shows it all of them")
+        hint = _("nothing is lost: a larger run.ctx shows it all of them")
         yield "warning", f"{text.format(n=n_messages, m=f'{reply.dropped.n_tokens:,}')}\n{hint}"
 
 

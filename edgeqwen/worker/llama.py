@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _ABORTED, _NO_ROOM = 2, 1
 _WHOLE, _RECURRENT_PART = 0, 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+_UNPINNED_NOTICE = (
+    "the system let no more of the weights be pinned in memory; `ulimit -l` tells how much it allows, in KiB"
+)
 _AMX_NOTICE = (
     "llama.cpp was built with AMX, which is not safe to use, so prompts are read more slowly; to mend it, "
     "run `pip cache remove llama_cpp_python`, delete .venv and run scripts/run again"
@@ -56,6 +60,7 @@ class LlamaEngine:
                 if error.reason:
                     error.message += f": {error.reason}"
                 raise
+            self.notices += log.notices()
         self._wants: list[bool] = []
 
     def _open(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:
@@ -69,7 +74,8 @@ class LlamaEngine:
         self.goes_back = not (L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model))
         self.can_shift = self.goes_back and bool(L.llama_memory_can_shift(self._memory))
         self.architecture = self._meta("general.architecture")
-        self.version = f"{LLAMA_VERSION} {self.architecture}"
+        # Many commits of llama.cpp call themselves by one version; the package's names one of them.
+        self.version = f"{LLAMA_VERSION} {version('llama-cpp-python')} {self.architecture}"
         template = L.llama_model_chat_template(self._model, None)
         self.template = template.decode("utf-8", "replace") if template else None
         self._open_batch()
@@ -218,8 +224,11 @@ class LlamaEngine:
 
     def restore(self, slot: int, length: int, checkpoint: bytearray) -> bool:
         # In this order: after the recurrent part is that of `length`, the attention part may follow.
-        if self._set_state(slot, checkpoint, _RECURRENT_PART) and L.llama_memory_seq_rm(
-            self._memory, slot, length, -1
+        is_taken = self._set_state(slot, checkpoint, _RECURRENT_PART)
+        if (
+            is_taken
+            and L.llama_memory_seq_rm(self._memory, slot, length, -1)
+            and self.n_cached(slot) == length
         ):
             return True
         self.trim(slot, 0)
@@ -335,10 +344,11 @@ def _check_library() -> None:
 
 
 class _ErrorLog:
-    """Listens to the library's log while a model loads and remembers the errors."""
+    """Listens to the library's log while a model loads and remembers what matters of it."""
 
     def __enter__(self) -> _ErrorLog:
         self._lines: list[str] = []
+        self._is_unpinned = False
         self._callback = L.llama_log_callback(self._take)
         L.llama_log_set(self._callback, None)
         return self
@@ -352,6 +362,11 @@ class _ErrorLog:
         sys.stderr.write(line)
         if level == _ERROR_LEVEL:
             self._lines.append(clean_line(line))
+        self._is_unpinned |= "failed to mlock" in line or "mlock not supported" in line  # llama-mmap.cpp
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what did not go as it was asked for, though the model is there."""
+        return (_UNPINNED_NOTICE,) if self._is_unpinned else ()
 
     def reason(self) -> str:
         """Return the first error, without the function name llama.cpp puts before it."""

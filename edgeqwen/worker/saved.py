@@ -1,6 +1,6 @@
 """The KV cache on disk: states of sequences with their tokens, checksummed, least recently used first out.
 
-    EQKV2\\n  header length (u32 LE)  header (JSON)  tokens (i32 LE each)  state  checkpoints
+    EQKV3\\n  header length (u32 LE)  header (JSON)  tokens (i32 LE each)  state  checkpoints
 
 Owns the folder and the format; the states themselves mean something to the engine alone. Whatever is wrong
 with a file costs a line in the log and a normal prefill, never an error.
@@ -26,7 +26,7 @@ import msgspec
 
 from edgeqwen.text import clean_line
 
-_MAGIC = b"EQKV2\n"
+_MAGIC = b"EQKV3\n"
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER = 1 << 16
 _MAX_TOKENS = 1 << 24
@@ -41,7 +41,15 @@ class _Header(msgspec.Struct, frozen=True):
     """Bytes by position."""
     tokens_sha256: str
     sha256: str
-    """Of everything behind the header."""
+    """Of the fields before it and of everything behind the header."""
+
+    def digest(self, *body: bytes | bytearray | memoryview) -> str:
+        """Return what `sha256` must be: a checkpoint at another position would be restored in silence."""
+        fields = (self.key, self.n_tokens, self.state_bytes, self.checkpoints, self.tokens_sha256)
+        found = hashlib.sha256(msgspec.json.encode(fields))
+        for part in body:
+            found.update(part)
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class SavedStates:
                 header = self._read_header(file)
                 body = bytearray(os.fstat(file.fileno()).st_size - file.tell())
                 file.readinto(body)  # the one copy of it: a small machine has no room for more
-            if hashlib.sha256(body).hexdigest() != header.sha256:
+            if header.digest(body) != header.sha256:
                 raise ValueError("its checksum is wrong")
             with suppress(OSError):
                 os.utime(path)  # it was used: the others go first
@@ -224,13 +232,10 @@ class SavedStates:
         """Write one file under its final name. Raises OSError."""
         tokens = array("i", state.tokens)
         parts = [tokens.tobytes(), state.data, *state.checkpoints.values()]
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
         sizes = {position: len(data) for position, data in state.checkpoints.items()}
         tokens_sha256 = hashlib.sha256(parts[0]).hexdigest()
-        header = _Header(self._key, len(tokens), len(state.data), sizes, tokens_sha256, digest.hexdigest())
-        raw = msgspec.json.encode(header)
+        header = _Header(self._key, len(tokens), len(state.data), sizes, tokens_sha256, "")
+        raw = msgspec.json.encode(msgspec.structs.replace(header, sha256=header.digest(*parts)))
         name = hashlib.sha256(self._key.encode() + parts[0]).hexdigest()[:32]
         path, temporary = self._folder / f"{name}.kv", self._folder / f"{name}.{os.getpid()}.part"
         try:

@@ -28,7 +28,7 @@ from edgeqwen.engine.protocol import (
 )
 from edgeqwen.worker.binding import L
 from edgeqwen.worker.engine import Row, TokenSampler
-from edgeqwen.worker.llama import LlamaEngine
+from edgeqwen.worker.llama import LlamaEngine, _ErrorLog
 from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.slots import Scheduler, Slot
 
@@ -350,3 +350,13 @@ def test_a_conversation_survives_the_program(models: Path, tmp_path: Path) -> No
     assert first == third == 0
     assert second > 300
     assert answer == again == after_damage
+
+
+def test_weights_that_cannot_be_pinned_are_told() -> None:
+    with _ErrorLog() as log:
+        log._take(3, b"warning: failed to mlock 4096-byte buffer: Cannot allocate memory\n", None)
+    (notice,) = log.notices()
+    assert "pinned" in notice
+    with _ErrorLog() as log:
+        log._take(3, b"warning: something else\n", None)
+    assert log.notices() == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +11,18 @@ import pytest
 
 from edgeqwen.engine.client import WorkerClient
 from edgeqwen.engine.protocol import LoadParams
-from edgeqwen.errors import InvalidInput
+from edgeqwen.errors import InvalidInput, LoadFailed
+from edgeqwen.machine.bandwidth import reading_bytes_per_s
 from edgeqwen.machine.cgroup import own_cgroups
-from edgeqwen.machine.cpu import usable_cores
+from edgeqwen.machine.cpu import cpu_name, usable_cores
 from edgeqwen.machine.memory import available_bytes, total_bytes
 from edgeqwen.models.catalogue import load_catalogue
 from edgeqwen.models.facts import kv_bytes, read_facts
 from edgeqwen.models.fit import (
     CHECKPOINTS,
     DEFAULT_CONTEXT,
+    Setting,
+    check_memory,
     choose_context,
     estimate,
     facts_from_catalogue,
@@ -27,6 +31,8 @@ from edgeqwen.models.fit import (
 from edgeqwen.paths import shipped_catalogue
 from edgeqwen.worker.prefix import MAX_CHECKPOINTS
 from tests.support.asking import ask
+
+GB = 10**9
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is known on Linux alone")
@@ -117,11 +123,43 @@ async def test_the_estimate_is_what_is_measured(
 
 
 def test_the_context_follows_model_and_memory(models: Path) -> None:
-    from dataclasses import replace
-
     small = read_facts(models / "qwen3.gguf")
     assert choose_context(small, 10**12) == (small.context, False)
     large = replace(small, context=131_072)
     assert choose_context(large, 10**12) == (DEFAULT_CONTEXT, False)
     assert choose_context(large, 4 * kv_bytes(large, 4096)) == (4096, True)
     assert choose_context(large, 0) == (2048, True)
+    assert choose_context(large, 4 * kv_bytes(large, 8192, "q4_0"), "q4_0") == (DEFAULT_CONTEXT, False)
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest_that_does(models: Path) -> None:
+    facts = replace(
+        read_facts(models / "qwen3.gguf"), context=131_072, repacked_bytes=2 * GB, weights_bytes=4 * GB
+    )
+
+    def refusal(asked: Setting, available_bytes: int) -> str:
+        with pytest.raises(LoadFailed) as caught:
+            check_memory(facts, asked, available_bytes)
+        return caught.value.message
+
+    check_memory(facts, Setting(8192), 3 * GB)
+    not_mapped = refusal(Setting(8192, is_mapped=False), 3 * GB)
+    assert "with the weights" in not_mapped
+    assert "`--ctx 8192` without `--mlock` and `--no-mmap` fits" in not_mapped
+    assert "`--ctx 8192 --no-repack` fits" in refusal(Setting(8192), GB)
+    available = round(Setting(16384, repack=False).needed(facts) / 0.8) + 10
+    assert "`--ctx 16384 --no-repack` fits" in refusal(Setting(65536, repack=False), available)
+    assert "take a smaller model" in refusal(Setting(8192), 1000)
+
+
+def test_the_cpu_has_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("model\t\t: 207\nmodel name\t: Some Processor\n")
+    assert cpu_name(file) == "Some Processor (207)"
+    file.write_text("CPU part\t: 0xd0b\nModel\t\t: Raspberry Pi 5\n")
+    assert cpu_name(file) == "Raspberry Pi 5 (0xd0b)"
+    assert cpu_name(tmp_path / "none")
+
+
+def test_memory_is_read_at_some_speed() -> None:
+    assert reading_bytes_per_s(2) > 1e8

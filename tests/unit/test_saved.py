@@ -169,6 +169,15 @@ def zeros(data: bytes, rng: random.Random) -> bytes:
     return bytes(len(data))
 
 
+def test_a_checkpoint_that_was_moved_is_as_good_as_none(tmp_path: Path) -> None:
+    write(tmp_path, State(STATE.tokens, b"state", {198: bytearray(b"checkpoint")}))
+    (file,) = tmp_path.glob("*.kv")
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b'"198":', b'"199":'))  # one bit of its header
+    assert file.read_bytes() != data
+    assert read(tmp_path, STATE.tokens) is None
+
+
 @pytest.mark.parametrize("harm", [cut, flip, zeros])
 def test_a_damaged_file_is_as_good_as_none(
     tmp_path: Path, harm: Callable[[bytes, random.Random], bytes], capsys: pytest.CaptureFixture[str]
