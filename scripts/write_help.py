@@ -30,6 +30,22 @@ _WORDS = {
 }
 
 
+_ENVIRONMENT = """## Environment
+
+| variable | |
+|---|---|
+| `EDGEQWEN_HOME` | One folder for settings, models, chats, state and cache. |
+| `HF_ENDPOINT` | A hub that is asked before those of `pull.sources`. |
+| `HF_TOKEN`, or `token` in `HF_HOME` | Sent to `HF_ENDPOINT`, else to huggingface.co, and to nobody else. |
+| `HF_HUB_OFFLINE` | `1`: no hub is asked. |
+| `HF_HUB_CACHE`, `HF_HOME`, `OLLAMA_MODELS` | Where other programs keep files, which `pull` takes instead of a download. |
+| `MODELSCOPE_ENDPOINT` | Takes the place of modelscope.cn. |
+| `NO_COLOR` | No colours outside the chat. |
+| `VISUAL`, `EDITOR` | What Ctrl+E writes a message in. |
+| `EDGEQWEN_PYTHON`, `EDGEQWEN_WHEEL_INDEX`, `CMAKE_ARGS` | For `scripts/run`: `scripts/bootstrap.sh` says what they do. |
+"""
+
+
 def text() -> str:
     """Return the whole page."""
     parts = ["# Commands\n\nWritten by `scripts/write_help.py` from `edgeqwen --help`; do not edit.\n"]
@@ -71,7 +87,7 @@ def settings_text() -> str:
             default = "" if value in (None, (), {}) else f"`{msgspec.json.encode(value).decode()}`"
             parts.append(f"| `{name}.{key}` | {takes[key]} | {default} | {_meaning(table, key)} |")
         parts.append("")
-    return "\n".join(parts)
+    return "\n".join([*parts, _ENVIRONMENT])
 
 
 def _takes(kind: ast.expr) -> str:
