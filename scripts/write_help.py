@@ -38,11 +38,11 @@ _ENVIRONMENT = """## Environment
 | `HF_ENDPOINT` | A hub that is asked before those of `pull.sources`. |
 | `HF_TOKEN`, or `token` in `HF_HOME` | Sent to `HF_ENDPOINT`, else to huggingface.co, and to nobody else. |
 | `HF_HUB_OFFLINE` | `1`: no hub is asked. |
-| `HF_HUB_CACHE`, `HF_HOME`, `OLLAMA_MODELS` | Where other programs keep files, which `pull` takes instead of a download. |
+| `HF_HUB_CACHE`, `HF_HOME`, `OLLAMA_MODELS` | Where other programs keep files; `pull` looks there first. |
 | `MODELSCOPE_ENDPOINT` | Takes the place of modelscope.cn. |
 | `NO_COLOR` | No colours outside the chat. |
 | `VISUAL`, `EDITOR` | What Ctrl+E writes a message in. |
-| `EDGEQWEN_PYTHON`, `EDGEQWEN_WHEEL_INDEX`, `CMAKE_ARGS` | For `scripts/run`: `scripts/bootstrap.sh` says what they do. |
+| `EDGEQWEN_PYTHON`, `EDGEQWEN_WHEEL_INDEX`, `CMAKE_ARGS` | For `scripts/run`; see `scripts/bootstrap.sh`. |
 """
 
 
