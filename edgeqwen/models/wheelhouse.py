@@ -32,19 +32,20 @@ command -v "$python" >/dev/null || python=python3
   exit 2
 }
 if command -v sha256sum >/dev/null; then
-  (cd "$here/.." && grep ' app/' SHA256SUMS | sha256sum --check --quiet --strict) || {
+  (cd "$here/.." && grep ' app/' SHA256SUMS | sha256sum -c >/dev/null) || {
     echo "error: the files of the app are damaged; carry the bundle over again" >&2
     exit 4
   }
 fi
 "$python" -m venv "$folder" || {
-  echo "error: no virtual environment could be made; on Debian the package python3-venv helps" >&2
+  echo "error: no virtual environment could be made; on Debian the package python@VERSION@-venv helps" >&2
   exit 2
 }
 "$folder/bin/python" -m pip install --no-index --find-links "$here/wheels" --disable-pip-version-check \\
   --quiet "edgeqwen==@EDGEQWEN@"
 echo "installed: $folder/bin/edgeqwen"
-echo "next: edgeqwen trust add KEY, and edgeqwen bundle import $(cd "$here/.." && pwd)"
+echo "next: $folder/bin/edgeqwen trust add KEY"
+echo "      $folder/bin/edgeqwen bundle import $(cd "$here/.." && pwd)"
 """
 
 
