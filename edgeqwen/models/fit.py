@@ -136,10 +136,11 @@ def _nearest_that_fits(facts: ModelFacts, asked: Setting, available_bytes: int) 
     """Return the first setting that fits well: speed is given up after context, a usable one after that."""
     kinds = dict.fromkeys(((asked.kv_type, asked.kv_type_v), ("q8_0", None), ("q4_0", None)))
     loads = dict.fromkeys(((asked.repack, asked.is_mapped), (asked.repack, True), (False, True)))
+    most = min(asked.n_ctx, facts.context)  # more than the model was made for helps nobody
     for least in (_SMALLEST_DEFAULT, 512):
         for (repack, is_mapped), (k, v) in product(loads, kinds):
-            n_ctx = asked.n_ctx
-            while n_ctx >= min(least, asked.n_ctx):
+            n_ctx = most
+            while n_ctx >= min(least, most):
                 setting = Setting(n_ctx, k, v, repack=repack, is_mapped=is_mapped)
                 if setting.needed(facts) <= _TIGHT * available_bytes:
                     return setting
