@@ -51,7 +51,7 @@ class SamplerConfig:
     top_p: float | None = None
     """Only the likeliest tokens that together reach this probability; 1 takes all."""
     top_k: int | None = None
-    """Only so many of the likeliest tokens; 0 takes all."""
+    """Only so many of the likeliest tokens; 0 is 1,024."""
     min_p: float | None = None
     """Only tokens at least this likely, as a share of the likeliest's probability; 0 takes all."""
     repeat_penalty: float | None = None

@@ -155,7 +155,7 @@ def rebuild_command(*flags: str) -> str:
     In the environment of a checkout that is scripts/run, which keeps the flags.
     """
     run = Path(sys.prefix).parent / "scripts" / "run"
-    if run.is_file():
+    if run.is_file() and Path(sys.prefix).name == ".venv":
         cmake = shlex.quote(" ".join(["-DGGML_NATIVE=ON", *flags]))
         return f"CMAKE_ARGS={cmake} {shlex.quote(str(run))} doctor"
     arguments = ["-DGGML_NATIVE=ON", "-DLLAVA_BUILD=OFF", *flags]

@@ -199,7 +199,7 @@ prepare() {
   python=$(find_python) || exit 1
   # Without pip where the system's Python has become another one.
   if ! .venv/bin/python -I -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    if [ -e .venv ] && ! ls .venv/edgeqwen-* .venv/install.log >/dev/null 2>&1; then
+    if [ -e .venv ] && [ ! -e .venv/install.log ] && ! ls .venv/edgeqwen-* >/dev/null 2>&1; then
       fail "there is a .venv here that this script has not made, without pip; move it away"
     fi
     say "making a virtual environment in .venv with $python"

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 _BLOCK = 64 << 20  # larger than most caches
 _ROUNDS = 4
+_MOST_THREADS = 8  # of 64 MiB each; so many keep most memories busy
 
 
 def memory_bytes_per_s() -> float:
@@ -31,6 +32,7 @@ def reading_bytes_per_s(n_threads: int) -> float:
     The best of four rounds, in which each thread looks through 64 MiB of its own for a byte that is not there
     (the C library's memchr, which waits for memory alone).
     """
+    n_threads = min(n_threads, _MOST_THREADS)
     blocks = [bytearray(_BLOCK) for _ in range(n_threads)]
     views = [(ctypes.c_char * _BLOCK).from_buffer(block) for block in blocks]
     memchr = ctypes.CDLL(None).memchr  # ctypes lets go of the GIL meanwhile

@@ -104,7 +104,8 @@ class Setting:
     def needed(self, facts: ModelFacts) -> int:
         """Return the bytes that must be there, or the system would end the process."""
         parts = estimate(facts, self.n_ctx, self.kv_type, self.kv_type_v, repack=self.repack)
-        return parts.total - parts.weights if self.is_mapped else parts.total
+        # Weights that are read have no original of what is repacked; those that are pinned may have.
+        return parts.total - (parts.weights if self.is_mapped else parts.repacked)
 
     def words(self, asked: Setting) -> str:
         """Return the options that make this of what was asked."""

@@ -110,7 +110,8 @@ def bindings() -> list[Binding]:
 
 def shared_keys(own: dict[str, str]) -> list[str]:
     """Return the keys that more than one command has, with what `tui.keys` says."""
-    given = Counter(key for one in COMMANDS.values() for key in own.get(one.name, one.keys).split(",") if key)
+    keys = (own.get(one.name, one.keys).split(",") for one in COMMANDS.values())
+    given = Counter(key for one in keys for key in {key.strip() for key in one} - {""})
     return [key for key, n_commands in given.items() if n_commands > 1]
 
 

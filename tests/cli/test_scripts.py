@@ -112,6 +112,13 @@ def test_an_environment_of_ones_own_is_left_alone(clone: Path, bare_path: Path) 
     assert (clone / ".venv" / "lib").is_dir()
 
 
+def test_an_environment_that_was_begun_is_made_anew(clone: Path, bare_path: Path) -> None:
+    python_that_makes_environments(bare_path)
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "edgeqwen-made").touch()
+    assert "making a virtual environment" in run(clone, bare_path).stderr
+
+
 def test_it_runs_through_a_link(clone: Path, bare_path: Path) -> None:
     link = bare_path / "edgeqwen-run"
     link.symlink_to(clone / "scripts" / "run")
