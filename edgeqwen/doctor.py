@@ -152,12 +152,15 @@ def check_build(devices: Devices | EdgeQwenError, cpu: frozenset[str]) -> Check:
 def rebuild_command(*flags: str) -> str:
     """Return the command that builds llama.cpp for this machine, with more CMake flags if need be.
 
-    In the environment of a checkout that is scripts/run, which keeps the flags.
+    In the environment of a checkout that is scripts/run, which keeps the flags. It builds nothing that it has
+    built so before, so its record of that goes first; nor where an index has ready-made wheels.
     """
-    run = Path(sys.prefix).parent / "scripts" / "run"
-    if run.is_file() and Path(sys.prefix).name == ".venv":
+    environment = Path(sys.prefix)
+    run = environment.parent / "scripts" / "run"
+    if run.is_file() and environment.name == ".venv":
+        built, program = shlex.quote(str(environment / "edgeqwen-built")), shlex.quote(str(run))
         cmake = shlex.quote(" ".join(["-DGGML_NATIVE=ON", *flags]))
-        return f"CMAKE_ARGS={cmake} {shlex.quote(str(run))} doctor"
+        return f"rm -f {built}; EDGEQWEN_WHEEL_INDEX= CMAKE_ARGS={cmake} {program} doctor"
     arguments = ["-DGGML_NATIVE=ON", "-DLLAVA_BUILD=OFF", *flags]
     if "amx_int8" in cpu_features():  # scripts/bootstrap.sh says why
         arguments += [f"'-DCMAKE_{language}_FLAGS={_WITHOUT_AMX}'" for language in ("C", "CXX")]

@@ -168,7 +168,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compare", type=int, default=200, help="answers to ask again (default 200)")
     with tempfile.TemporaryDirectory() as logs:
-        return asyncio.run(_soak(parser.parse_args(), Path(logs)))
+        try:
+            return asyncio.run(_soak(parser.parse_args(), Path(logs)))
+        except TimeoutError:
+            print(f"a slot is lost: its request was not closed within {_LOST_S:.0f} s", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 from edgeqwen.engine.protocol import KvType, Layers, LoadParams, SavedParams
 from edgeqwen.models.catalogue import Catalogue
 from edgeqwen.models.facts import ModelFacts, kv_bytes
-from edgeqwen.models.fit import DEFAULT_CONTEXT, Estimate, Setting, check_memory, choose_context, estimate
+from edgeqwen.models.fit import DEFAULT_CONTEXT, Estimate, Setting, check_memory, choose_context
 from edgeqwen.models.locate import Located
 from edgeqwen.models.measured import Load
 
@@ -62,10 +62,10 @@ def plan_load(
     if facts:
         n_ctx = _context(facts, options, available_bytes, notices)
         _notice_template(facts, catalogue, notices)
-        parts = estimate(facts, n_ctx, options.kv_type, options.kv_type_v, repack=options.repack)
+        is_mapped = options.load_mode == "auto"
+        asked = Setting(n_ctx, options.kv_type, options.kv_type_v, repack=options.repack, is_mapped=is_mapped)
+        parts = asked.estimate(facts)
         if not options.force:
-            is_mapped = options.load_mode == "auto"
-            asked = Setting(n_ctx, options.kv_type, options.kv_type_v, options.repack, is_mapped)
             check_memory(facts, asked, available_bytes)
     params = LoadParams(
         paths=tuple(str(Path(path).absolute()) for path in located.paths),

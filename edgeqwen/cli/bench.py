@@ -100,7 +100,7 @@ def _bandwidth(figures: list[Figure], facts: ModelFacts, n_threads: int) -> list
     None for mixtures of experts, of which a token reads a part.
     """
     rates = [figure.value for figure in figures if figure.name.startswith("decode")]
-    if not rates or facts.architecture.endswith(("moe", "next")):
+    if not rates or facts.is_mixture:
         return []
     read, readable = max(rates) * facts.weights_bytes, reading_bytes_per_s(n_threads)
     return [

@@ -21,6 +21,7 @@ ARCHITECTURES = frozenset(
     | {"qwen35", "qwen35moe"}
 )
 _HYBRID = frozenset({"qwen3next", "qwen35", "qwen35moe"})
+_MIXTURES = frozenset({"qwen2moe", "qwen3moe", "qwen3vlmoe", "qwen3next", "qwen35moe"})
 _MAX_TEMPLATE = 64 << 10
 
 # general.file_type, as llama.cpp's llama_ftype names them.
@@ -64,6 +65,11 @@ class ModelFacts:
     """Width of the feed-forward layers; of all active experts in a mixture. 0: the file does not say."""
     repacked_bytes: int = 0
     """Bytes of tensors that llama.cpp keeps a second, rearranged copy of on most CPUs."""
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it has experts, of which a token reads a few."""
+        return self.architecture in _MIXTURES
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Return the bytes of KV cache one token takes, with keys and values of `kv_type`."""

@@ -39,9 +39,10 @@ def choose_context(
     Halved down to 2,048 while its KV cache would take more than a quarter of `available_bytes`.
     """
     wanted = n_ctx = min(facts.context, DEFAULT_CONTEXT)
-    while n_ctx // 2 >= _SMALLEST_DEFAULT:
-        if kv_bytes(facts, n_ctx, kv_type, kv_type_v) * _KV_SHARE <= available_bytes:
-            break
+    while (
+        n_ctx // 2 >= _SMALLEST_DEFAULT
+        and kv_bytes(facts, n_ctx, kv_type, kv_type_v) * _KV_SHARE > available_bytes
+    ):
         n_ctx //= 2
     return ContextChoice(n_ctx, n_ctx < wanted)
 
@@ -101,9 +102,13 @@ class Setting:
     is_mapped: bool = True
     """The system may drop weights that are mapped and read them again; others stay in memory."""
 
+    def estimate(self, facts: ModelFacts) -> Estimate:
+        """Return what a model takes so."""
+        return estimate(facts, self.n_ctx, self.kv_type, self.kv_type_v, repack=self.repack)
+
     def needed(self, facts: ModelFacts) -> int:
         """Return the bytes that must be there, or the system would end the process."""
-        parts = estimate(facts, self.n_ctx, self.kv_type, self.kv_type_v, repack=self.repack)
+        parts = self.estimate(facts)
         # Weights that are read have no original of what is repacked; those that are pinned may have.
         return parts.total - (parts.weights if self.is_mapped else parts.repacked)
 
@@ -134,7 +139,11 @@ def check_memory(facts: ModelFacts, asked: Setting, available_bytes: int) -> Non
 
 
 def _nearest_that_fits(facts: ModelFacts, asked: Setting, available_bytes: int) -> Setting | None:
-    """Return the first setting that fits well: speed is given up after context, a usable one after that."""
+    """Return the first setting that fits well.
+
+    Given up in this order: context down to 2,048, precision of the cache, pinned weights, second copies of
+    weights, and at last context below 2,048.
+    """
     kinds = dict.fromkeys(((asked.kv_type, asked.kv_type_v), ("q8_0", None), ("q4_0", None)))
     loads = dict.fromkeys(((asked.repack, asked.is_mapped), (asked.repack, True), (False, True)))
     most = min(asked.n_ctx, facts.context)  # more than the model was made for helps nobody

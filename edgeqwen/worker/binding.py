@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 
 from edgeqwen.errors import LoadFailed
 
@@ -30,10 +31,19 @@ def _open_package() -> None:
     sys.modules["llama_cpp"] = package
 
 
+def package_version() -> str:
+    """Return what pip calls the package, as in `llama_cpp_python-0.3.36`; "" where it was not pip's.
+
+    Read off a folder's name, as importlib.metadata takes 15 ms to import.
+    """
+    folder = Path(sys.modules["llama_cpp"].__path__[0]).parent
+    return next((one.stem for one in folder.glob("llama_cpp_python-*.dist-info")), "")
+
+
 os.environ.pop("LLAMA_CPP_LIB_PATH", None)  # another build's library would not fit these structs
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # or an abort forks a debugger
 _open_package()
 
 import llama_cpp.llama_cpp as L  # noqa: E402 - after its package exists
 
-__all__ = ["LLAMA_VERSION", "L"]
+__all__ = ["LLAMA_VERSION", "L", "package_version"]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edgeqwen.engine.protocol import LoadParams, SamplerParams
 from edgeqwen.errors import EngineError, LoadFailed
 from edgeqwen.text import clean_line
-from edgeqwen.worker.binding import LLAMA_VERSION, L
+from edgeqwen.worker.binding import LLAMA_VERSION, L, package_version
 from edgeqwen.worker.devices import layers_to_try, list_devices
 from edgeqwen.worker.engine import Decoded, Row
 from edgeqwen.worker.sampler import LlamaSampler
@@ -75,7 +74,7 @@ class LlamaEngine:
         self.can_shift = self.goes_back and bool(L.llama_memory_can_shift(self._memory))
         self.architecture = self._meta("general.architecture")
         # Many commits of llama.cpp call themselves by one version; the package's names one of them.
-        self.version = f"{LLAMA_VERSION} {version('llama-cpp-python')} {self.architecture}"
+        self.version = f"{LLAMA_VERSION} {package_version()} {self.architecture}"
         template = L.llama_model_chat_template(self._model, None)
         self.template = template.decode("utf-8", "replace") if template else None
         self._open_batch()
@@ -224,15 +223,14 @@ class LlamaEngine:
 
     def restore(self, slot: int, length: int, checkpoint: bytearray) -> bool:
         # In this order: after the recurrent part is that of `length`, the attention part may follow.
-        is_taken = self._set_state(slot, checkpoint, _RECURRENT_PART)
-        if (
-            is_taken
-            and L.llama_memory_seq_rm(self._memory, slot, length, -1)
+        is_restored = (
+            self._set_state(slot, checkpoint, _RECURRENT_PART)
+            and bool(L.llama_memory_seq_rm(self._memory, slot, length, -1))
             and self.n_cached(slot) == length
-        ):
-            return True
-        self.trim(slot, 0)
-        return False
+        )
+        if not is_restored:
+            self.trim(slot, 0)
+        return is_restored
 
     def state_bytes(self, slot: int) -> int:
         return int(L.llama_state_seq_get_size_ext(self._ctx, slot, _WHOLE))

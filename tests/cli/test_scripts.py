@@ -213,6 +213,9 @@ def test_flags_of_an_earlier_build_stay_until_others_are_named(clone: Path, bare
     (clone / ".venv/bin/edgeqwen").unlink()
     run(clone, bare_path)
     assert len(asked.read_text().splitlines()) > n_asked, "what was interrupted is done again"
+    (clone / ".venv/edgeqwen-built").unlink()  # as doctor's command does before it
+    run(clone, bare_path, CMAKE_ARGS="-DGGML_CUDA=ON", EDGEQWEN_WHEEL_INDEX="")
+    assert "--force-reinstall" in asked.read_text().splitlines()[-2], "the same flags, and built anew"
     run(clone, bare_path, CMAKE_ARGS="")
     assert "-DGGML_CUDA" not in asked.read_text().splitlines()[-2]
     assert "--force-reinstall" in asked.read_text().splitlines()[-2]
