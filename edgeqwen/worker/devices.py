@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import re
-import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from edgeqwen.engine.protocol import Device, DeviceKind, Layers
 from edgeqwen.text import clean_line
-from edgeqwen.worker.binding import L
+from edgeqwen.worker.binding import L, ggml_library
 
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}  # ggml_backend_dev_type
 _USABLE = 0.9  # of a GPU's free memory: the rest is for scratch space and for whoever draws the screen
-_SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-_PREFIX = "" if sys.platform == "win32" else "lib"
 
 
 class _Capabilities(ctypes.Structure):
@@ -47,8 +43,7 @@ class _Properties(ctypes.Structure):
 @cache
 def _libraries() -> tuple[Any, Any]:
     """Return ggml and ggml-base, the two libraries that hold the device functions."""
-    folder = Path(L.__file__).parent / "lib"
-    ggml, base = (ctypes.CDLL(str(folder / f"{_PREFIX}{name}.{_SUFFIX}")) for name in ("ggml", "ggml-base"))
+    ggml, base = ggml_library("ggml"), ggml_library("ggml-base")
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from edgeqwen.engine.protocol import SamplerParams
+from edgeqwen.worker.kernels import Kernels
 
 
 class Row(NamedTuple):
@@ -60,6 +61,7 @@ class Engine(Protocol):
     goes_back: bool
     """The tail of a slot can be forgotten anywhere; else (recurrent state) only where a checkpoint is."""
     can_shift: bool
+    kernels: Kernels
     version: str
     """Of everything that gives saved states their form."""
     control_texts: tuple[str, ...]

@@ -15,9 +15,11 @@ from typing import Any
 from edgeqwen.engine.protocol import LoadParams, SamplerParams
 from edgeqwen.errors import EngineError, LoadFailed
 from edgeqwen.text import clean_line
+from edgeqwen.worker.attention import cpu_kernels
 from edgeqwen.worker.binding import LLAMA_VERSION, L, package_version
 from edgeqwen.worker.devices import layers_to_try, list_devices
 from edgeqwen.worker.engine import Decoded, Row
+from edgeqwen.worker.kernels import Kernels
 from edgeqwen.worker.sampler import LlamaSampler
 
 _ATTR_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
@@ -73,6 +75,7 @@ class LlamaEngine:
         self.goes_back = not (L.llama_model_is_hybrid(self._model) or L.llama_model_is_recurrent(self._model))
         self.can_shift = self.goes_back and bool(L.llama_memory_can_shift(self._memory))
         self.architecture = self._meta("general.architecture")
+        self.kernels = self._find_kernels(params)
         # Many commits of llama.cpp call themselves by one version; the package's names one of them.
         self.version = f"{LLAMA_VERSION} {package_version()} {self.architecture}"
         template = L.llama_model_chat_template(self._model, None)
@@ -124,6 +127,18 @@ class LlamaEngine:
         settings.abort_callback = ctypes.cast(strlen, L.ggml_abort_callback)
         settings.abort_callback_data = ctypes.addressof(self._flag)
         return L.llama_init_from_model(self._model, settings)
+
+    def _find_kernels(self, params: LoadParams) -> Kernels:
+        if self.n_gpu_layers != 0:
+            return Kernels()
+        n_embd, n_head = L.llama_model_n_embd(self._model), L.llama_model_n_head(self._model)
+        head_size = self._meta(f"{self.architecture}.attention.key_length")
+        return cpu_kernels(
+            n_embd,
+            n_head,
+            int(head_size) if head_size.isdecimal() else n_embd // max(1, n_head),
+            has_tiles=params.kv_type == "f16" and params.kv_type_v in (None, "f16"),
+        )
 
     def _open_batch(self) -> None:
         """Make the one batch, with views that cost 0.07 us per write instead of 0.44."""

@@ -60,11 +60,18 @@ class PrefixCache:
         self._n_placed = 0
 
     def place(self, prompt: list[int], idle: Collection[CachedSequence], *, may_shift: bool) -> Place:
-        """Choose a sequence for a prompt and bring it as far as the cache can.
+        """Choose a sequence for a prompt and bring it as far as the cache can and the kernels like.
 
         The last token is never taken from the cache, which holds no logits. `may_shift` allows stretches that
         have moved down because something before them was left out.
         """
+        sequence, n_cached, is_restored = self._bring(prompt, idle, may_shift=may_shift)
+        if self._engine.goes_back:
+            n_cached = len(prompt) - self._engine.kernels.to_read(len(prompt) - n_cached, n_cached)
+            self.cut(sequence, n_cached)
+        return Place(sequence, len(sequence.tokens), is_restored and n_cached > 0)
+
+    def _bring(self, prompt: list[int], idle: Collection[CachedSequence], *, may_shift: bool) -> Place:
         self._n_placed += 1
         limit = len(prompt) - 1
 

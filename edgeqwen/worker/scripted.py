@@ -25,6 +25,7 @@ import msgspec
 from edgeqwen.engine.protocol import LoadParams, SamplerParams
 from edgeqwen.errors import LoadFailed
 from edgeqwen.worker.engine import Decoded, Row
+from edgeqwen.worker.kernels import Kernels
 
 _CONTROLS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _FIRST_CONTROL = 256
@@ -61,6 +62,7 @@ class ScriptedEngine:
     goes_back = can_shift = True
     n_gpu_layers = 0
     notices: tuple[str, ...] = ()
+    kernels = Kernels()
     version = "scripted"
 
     def __init__(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:

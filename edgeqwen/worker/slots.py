@@ -21,7 +21,6 @@ from edgeqwen.worker.thinking import CLOSING
 
 MAX_QUEUE = 64
 _SHARED_CHUNK = 128  # tokens of prompts per step while others answer: they wait for no more than that
-_CELL_PADDING = 256  # llama.cpp rounds the cells that attention looks over up to this
 _PENALTY_WINDOW = 64
 
 
@@ -211,7 +210,8 @@ class Scheduler:
         shared = _SHARED_CHUNK if any(slot.is_answering for slot in active) else room
         for slot in sorted(active, key=lambda slot: (slot.n_pending > 1, slot.used)):
             start = len(slot.tokens)
-            n_rows = min(room, 1) if slot.n_pending == 1 else _chunk(start, slot.n_pending, min(room, shared))
+            limit = room if slot.n_pending == 1 else min(room, shared)
+            n_rows = self._engine.kernels.chunk(start, slot.n_pending, limit)
             end = self._stop_at_checkpoint(slot, start + n_rows)
             for position in range(start, end):
                 is_last = position == len(slot.goal) - 1
@@ -305,16 +305,3 @@ class Scheduler:
                 events.append(Failed.of(error, job.request.id))
             self._prefix.cut(slot, 0)
         return events
-
-
-def _chunk(start: int, n_pending: int, room: int) -> int:
-    """Return how many of a prompt's pending tokens to read next, at most `room`, from position `start` on.
-
-    A chunk ends where the cell padding does, when that costs no further chunk: behind a short cached prefix
-    each chunk would else look over up to 255 cells that hold nothing (2,012 tokens behind 24: 1.4 % slower).
-    """
-    n_rows = min(room, n_pending)
-    aligned = n_rows - (start + n_rows) % _CELL_PADDING
-    if n_rows == n_pending or aligned <= 0 or n_pending - aligned > (-(-n_pending // room) - 1) * room:
-        return n_rows
-    return aligned

@@ -28,6 +28,7 @@ from edgeqwen.engine.protocol import (
 )
 from edgeqwen.worker.binding import L
 from edgeqwen.worker.engine import Row, TokenSampler
+from edgeqwen.worker.kernels import Kernels
 from edgeqwen.worker.llama import LlamaEngine, _ErrorLog
 from edgeqwen.worker.saved import SavedStates
 from edgeqwen.worker.slots import Scheduler, Slot
@@ -259,6 +260,25 @@ def test_a_step_cut_short_after_a_shift_spoils_nothing(models: Path) -> None:
         assert asked.started[5].dropped is not None
         assert asked.started[5].cached_tokens > asked.started[6].cached_tokens
         Oracle(fresh).check(asked.prompts[6], asked.answers[6], asked.scores[6])
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(("tile", "n_read"), [(1, {8, 12, 16, 20, 24, 28, 32, 36, 40}), (64, {64})])
+def test_a_second_turn_is_read_as_the_kernels_like_it(
+    models: Path, arch: str, tile: int, n_read: set[int]
+) -> None:
+    with engine(models / f"{arch}.gguf") as real, engine(models / f"{arch}.gguf") as fresh:
+        assert real.kernels.rows == 4, "on the CPU"
+        real.kernels = Kernels(rows=4, tile=tile, per_cell=1.0, untiled=lambda: 100.0)
+        asked = Asked(real)
+        said = [("user", "Hello " * 40), ("assistant", "not what it said"), ("user", "And?")]
+        for number, n_said in enumerate((1, 3), 1):
+            messages = tuple(ChatMessage(role=role, content=text) for role, text in said[:n_said])  # type: ignore[arg-type]
+            asked.submit(request(number, messages, 10))
+            asked.run()
+        assert len(asked.prompts[2]) - asked.started[2].cached_tokens in n_read
+        for number, prompt in asked.prompts.items():
+            Oracle(fresh).check(prompt, asked.answers[number], asked.scores[number])
 
 
 def test_a_hybrid_goes_back_to_where_the_question_began(models: Path) -> None:
