@@ -13,21 +13,29 @@ from typing import Any
 from edgeqwen.worker.binding import ggml_library
 from edgeqwen.worker.kernels import Kernels
 
-_ROWS, _TILE = 4, 64  # ggml-cpu/repack.cpp; GGML_FA_TILE_Q in ggml-cpu/common.h
-_PER_CELL = 1 / 3  # what looking at a cell costs against n_embd products, for each value of all heads
-_EVEN = 0.75  # of what tiles gain on one head is left where threads share several of them
+_ROWS, TILE = 4, 64  # ggml-cpu/repack.cpp; GGML_FA_TILE_Q in ggml-cpu/common.h
+# A layer multiplies some 12 n_embd^2 values per token, and 2 heads * head_size per cell it looks at: a
+# sixth, at half the speed of quantized products. Held against the table of docs/decisions/0012-kernels.md.
+_PER_CELL = 1 / 3
+# What tiles gain for one head is more than they do where threads share several and leave tiles half full.
+_SHARED = 0.75
 _F32, _F16 = 0, 1  # ggml_type
 _N_CELLS = 256
 _MAX_HEAD = 512
-_ARENA_BYTES = 8 << 20  # for heads of up to _MAX_HEAD; ggml aborts where it is too small
+_ARENA_BYTES = 4 << 20  # 3 MB for heads of _MAX_HEAD; ggml aborts where it is too small
 
 
-def cpu_kernels(n_embd: int, n_head: int, head_size: int, *, has_tiles: bool) -> Kernels:
-    """Return those of the CPU for a model's shape; `has_tiles`: keys and values are f16."""
+def cpu_kernels(n_embd: int, n_head: int, head_size: int, *, repacks: bool, has_tiles: bool) -> Kernels:
+    """Return those of the CPU for a model's shape.
+
+    `repacks`: the weights are rearranged for products of four rows. `has_tiles`: keys and values are f16,
+    and a batch holds a tile.
+    """
+    rows = _ROWS if repacks else 1
     if not has_tiles or not 0 < head_size <= _MAX_HEAD or n_embd <= 0:
-        return Kernels(rows=_ROWS)
+        return Kernels(rows)
     per_cell = _PER_CELL * n_head * head_size / n_embd**2
-    return Kernels(_ROWS, _TILE, per_cell, cache(lambda: measure_untiled(head_size)))
+    return Kernels(rows, TILE, per_cell, cache(lambda: measure_untiled(head_size)))
 
 
 class _Arena(ctypes.Structure):
@@ -42,28 +50,30 @@ def measure_untiled(head_size: int) -> float:
     Some milliseconds: attention of one head to 256 cells of zeros, on one thread, as llama.cpp computes it.
     """
     try:
-        base, cpu = _open_libraries()
-    except (OSError, AttributeError):
+        return max(1.0, _SHARED * _attend(head_size, TILE - 1) / _attend(head_size, TILE))
+    except (OSError, AttributeError, MemoryError):
         return 1.0
 
-    def seconds(n_rows: int) -> float:
-        memory = ctypes.create_string_buffer(_ARENA_BYTES)
-        arena = base.ggml_init(_Arena(len(memory), ctypes.addressof(memory), False))
-        query = base.ggml_new_tensor_3d(arena, _F32, head_size, n_rows, 1)
-        keys, values = (base.ggml_new_tensor_3d(arena, _F16, head_size, _N_CELLS, 1) for _ in range(2))
-        mask = base.ggml_new_tensor_3d(arena, _F16, _N_CELLS, n_rows, 1)
-        result = base.ggml_flash_attn_ext(arena, query, keys, values, mask, 1.0, 0.0, 0.0)
-        graph = base.ggml_new_graph(arena)
-        base.ggml_build_forward_expand(graph, result)
-        times = []
-        for _ in range(3):  # the first brings the memory
-            start = time.perf_counter()
-            cpu.ggml_graph_compute_with_ctx(arena, graph, 1)
-            times.append(time.perf_counter() - start)
-        base.ggml_free(arena)
-        return min(times)
 
-    return max(1.0, _EVEN * seconds(_TILE - 1) / seconds(_TILE))
+def _attend(head_size: int, n_rows: int) -> float:
+    """Return the seconds of one head's attention of `n_rows` tokens. Raises OSError, AttributeError."""
+    base, cpu = _open_libraries()
+    memory = ctypes.create_string_buffer(_ARENA_BYTES)
+    arena = base.ggml_init(_Arena(len(memory), ctypes.addressof(memory), False))
+    query = base.ggml_new_tensor_3d(arena, _F32, head_size, n_rows, 1)
+    keys, values = (base.ggml_new_tensor_3d(arena, _F16, head_size, _N_CELLS, 1) for _ in range(2))
+    mask = base.ggml_new_tensor_3d(arena, _F16, _N_CELLS, n_rows, 1)
+    result = base.ggml_flash_attn_ext(arena, query, keys, values, mask, 1.0, 0.0, 0.0)
+    graph = base.ggml_new_graph(arena)
+    base.ggml_build_forward_expand(graph, result)
+    times = []
+    for _ in range(3):  # the first brings the memory
+        start = time.perf_counter()
+        if cpu.ggml_graph_compute_with_ctx(arena, graph, 1) != 0:
+            raise OSError("ggml could not compute attention")
+        times.append(time.perf_counter() - start)
+    base.ggml_free(arena)
+    return min(times)
 
 
 def _open_libraries() -> tuple[Any, Any]:

@@ -46,13 +46,18 @@ class Kernels:
 
         A chunk ends where the cell padding does, when that costs no further chunk: behind a short cached
         prefix each would else look over up to 255 cells that hold nothing (2,012 tokens behind 24: 1.4 %
-        slower). And the last one is left a tile.
+        slower). And neither it nor the last one is less than a tile, where there is room for two.
         """
-        if n_pending <= room:
-            return n_pending
-        n_rows = room - (start + room) % _CELL_PADDING
-        if n_rows <= 0 or n_pending - n_rows > (-(-n_pending // room) - 1) * room:
+        if not 0 < room < n_pending:
+            return min(n_pending, room)
+        least = self.tile if 2 * self.tile <= room else 1
+        most_left = (-(-n_pending // room) - 1) * room  # or it takes a further chunk
+        n_rows = self._in_groups(room - (start + room) % _CELL_PADDING)
+        if n_rows < least or n_pending - n_rows > most_left:
             n_rows = room
-        if self.tile <= room:
-            n_rows = min(n_rows, n_pending - self.tile)
+        n_rows = min(n_rows, n_pending - least)
+        grouped = self._in_groups(n_rows)
+        return grouped if n_pending - grouped <= most_left else n_rows
+
+    def _in_groups(self, n_rows: int) -> int:
         return n_rows - n_rows % self.rows or n_rows

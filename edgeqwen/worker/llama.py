@@ -15,7 +15,7 @@ from typing import Any
 from edgeqwen.engine.protocol import LoadParams, SamplerParams
 from edgeqwen.errors import EngineError, LoadFailed
 from edgeqwen.text import clean_line
-from edgeqwen.worker.attention import cpu_kernels
+from edgeqwen.worker.attention import TILE, cpu_kernels
 from edgeqwen.worker.binding import LLAMA_VERSION, L, package_version
 from edgeqwen.worker.devices import layers_to_try, list_devices
 from edgeqwen.worker.engine import Decoded, Row
@@ -137,7 +137,8 @@ class LlamaEngine:
             n_embd,
             n_head,
             int(head_size) if head_size.isdecimal() else n_embd // max(1, n_head),
-            has_tiles=params.kv_type == "f16" and params.kv_type_v in (None, "f16"),
+            repacks=_repacks(params),
+            has_tiles=self.n_batch >= TILE and {params.kv_type, params.kv_type_v} <= {"f16", None},
         )
 
     def _open_batch(self) -> None:
@@ -314,7 +315,7 @@ class _GuardedSampler:
 def _load_model(params: LoadParams, n_layers: int, on_progress: Callable[[float], bool]) -> Any:  # noqa: ANN401
     settings = L.llama_model_default_params()
     settings.n_gpu_layers = n_layers
-    settings.use_extra_bufts = params.repack and not _has_amx()
+    settings.use_extra_bufts = _repacks(params)
     settings.load_mode = _LOAD_MODES[params.load_mode]
     # Kept in a name until the load is over: the library holds a bare pointer to it.
     callback = L.llama_progress_callback(lambda progress, _data: on_progress(float(progress)))
@@ -324,6 +325,10 @@ def _load_model(params: LoadParams, n_layers: int, on_progress: Callable[[float]
         return L.llama_model_load_from_file(paths[0], settings)
     array = (ctypes.c_char_p * len(paths))(*paths)
     return L.llama_model_load_from_splits(array, len(paths), settings)
+
+
+def _repacks(params: LoadParams) -> bool:
+    return params.repack and not _has_amx()
 
 
 def _has_amx() -> bool:

@@ -69,7 +69,7 @@ class PrefixCache:
         if self._engine.goes_back:
             n_cached = len(prompt) - self._engine.kernels.to_read(len(prompt) - n_cached, n_cached)
             self.cut(sequence, n_cached)
-        return Place(sequence, len(sequence.tokens), is_restored and n_cached > 0)
+        return Place(sequence, len(sequence.tokens), is_restored)
 
     def _bring(self, prompt: list[int], idle: Collection[CachedSequence], *, may_shift: bool) -> Place:
         self._n_placed += 1

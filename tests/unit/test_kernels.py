@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeqwen.worker.attention import cpu_kernels, measure_untiled
+from edgeqwen.worker.attention import TILE, _attend, cpu_kernels, measure_untiled
 from edgeqwen.worker.kernels import Kernels
 
 PLAIN = Kernels()
@@ -55,13 +55,15 @@ def test_nothing_is_measured_before_it_is_asked_for() -> None:
 @pytest.mark.parametrize("kernels", [PLAIN, SHAPED])
 def test_chunks_make_up_the_prompt(kernels: Kernels, room: int) -> None:
     for start in (0, 5, 24, 256, 1999):
-        for n_pending in range(1, 1300, 7):
-            done = 0
-            while done < n_pending:
-                n_rows = kernels.chunk(start + done, n_pending - done, room)
-                assert 0 < n_rows <= room
-                done += n_rows
-            assert done == n_pending
+        for n_pending in range(1, 1300, 3):
+            sizes = []
+            while sum(sizes) < n_pending:
+                sizes.append(kernels.chunk(start + sum(sizes), n_pending - sum(sizes), room))
+                assert 0 < sizes[-1] <= room
+            assert sum(sizes) == n_pending
+            assert len(sizes) == -(-n_pending // room), "no more chunks than it takes"
+            if 2 * kernels.tile <= room < n_pending:
+                assert min(sizes) >= kernels.tile
 
 
 def test_the_last_chunk_is_a_tile() -> None:
@@ -76,13 +78,16 @@ def test_no_room_reads_nothing() -> None:
 
 @pytest.mark.parametrize("head_size", [64, 80, 128, 256, 512])
 def test_the_shipped_library_computes_what_is_measured(head_size: int) -> None:
+    assert 0 < _attend(head_size, TILE) < 1
     assert 1.0 <= measure_untiled(head_size) < 100
 
 
 @pytest.mark.parametrize(("n_embd", "head_size"), [(0, 64), (896, 0), (896, 513), (896, -1)])
 def test_a_shape_that_cannot_be_goes_without_tiles(n_embd: int, head_size: int) -> None:
-    assert cpu_kernels(n_embd, 14, head_size, has_tiles=True).tile == 1
+    assert cpu_kernels(n_embd, 14, head_size, repacks=True, has_tiles=True).tile == 1
 
 
-def test_quantized_keys_have_no_tiles() -> None:
-    assert cpu_kernels(896, 14, 64, has_tiles=False) == Kernels(rows=4)
+def test_what_a_load_goes_without_is_left_out() -> None:
+    assert cpu_kernels(896, 14, 64, repacks=True, has_tiles=False) == Kernels(rows=4)
+    shaped = cpu_kernels(896, 14, 64, repacks=False, has_tiles=True)
+    assert (shaped.rows, shaped.tile) == (1, 64)
