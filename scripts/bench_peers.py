@@ -50,7 +50,7 @@ from edgeqwen.machine.cpu import cpu_name, usable_cores
 _SENTENCE = "The old bridge over the river leads from one half of the city to the other. "
 _LONG = _SENTENCE * 118 + "Sum this up in one sentence."  # about 2,000 tokens
 _NEXT = "And now say it in three words."
-_SECOND_TURNS, _READINGS = 5, 2
+_ANSWERS, _READINGS, _SECOND_TURNS = 5, 2, 5
 _SHORT = "Count from 1 to 400 in words, one number per line. Do not stop early."
 _N_CTX = 4096
 # Answers that go on to their last token, so that all eight are there to the end.
@@ -202,17 +202,18 @@ async def ask(client: WorkerClient, messages: list[tuple[str, str]], n_tokens: i
 
 
 def decode(bench: Bench) -> tuple[float, float]:
-    """Tokens per second of 128 tokens, as received by a front end; llama-bench tg128."""
+    """Tokens per second of 128 tokens, as received by a front end, turn about with llama-bench tg128."""
 
-    async def ours() -> float:
+    async def both() -> tuple[float, float]:
+        ours, theirs = [], [_llama_bench(bench, "-p", "0", "-n", "128")]
         async with bench.worker() as client:
             await ask(client, [("user", "Say hi.")], 16)  # llama-bench warms up before it measures, too
-            return (await ask(client, [("user", _SHORT)], 128)).rate
+            for _ in range(_ANSWERS):
+                ours.append((await ask(client, [("user", _SHORT)], 128)).rate)
+                theirs.append(_llama_bench(bench, "-p", "0", "-n", "128"))
+        return statistics.median(ours), statistics.median(theirs)
 
-    # Between two runs of theirs: a machine that gets slower does so for both.
-    before = _llama_bench(bench, "-p", "0", "-n", "128")
-    told = asyncio.run(ours())
-    return told, (before + _llama_bench(bench, "-p", "0", "-n", "128")) / 2
+    return asyncio.run(both())
 
 
 def prefill(bench: Bench) -> tuple[float, float]:
