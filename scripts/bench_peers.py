@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import http.client
+import itertools
 import json
 import signal
 import socket
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -206,13 +207,13 @@ def decode(bench: Bench) -> tuple[float, float]:
     """Tokens per second of 128 tokens, as received by a front end, turn about with llama-bench tg128."""
 
     async def both() -> tuple[float, float]:
-        ours, theirs = [], [_llama_bench(bench, "-p", "0", "-n", "128")]
         async with bench.worker() as client:
+
+            async def answer() -> float:
+                return (await ask(client, _COUNTING, 128)).rate
+
             await ask(client, [("user", "Say hi.")], 16)  # llama-bench warms up before it measures, too
-            for _ in range(_ANSWERS):
-                ours.append((await ask(client, _COUNTING, 128)).rate)
-                theirs.append(_llama_bench(bench, "-p", "0", "-n", "128"))
-        return statistics.median(ours), statistics.median(theirs)
+            return await _turn_about(answer, _ANSWERS, bench, "-p", "0", "-n", "128")
 
     return asyncio.run(both())
 
@@ -233,17 +234,18 @@ def prefill(bench: Bench) -> tuple[float, float]:
         return stats
 
     async def both() -> tuple[float, float]:
-        ours, theirs = [], [_llama_bench(bench, "-p", "2048", "-n", "0")]
         async with bench.worker() as client:
             # As llama-bench does before it measures: the memory is there, and the pages of the file.
             warmed = await read(client, 0, "")
-            for number in range(1, _READINGS + 1):
-                stats = await read(client, number, "one " * (2048 - warmed.prompt_tokens))
+            numbers = itertools.count(1)
+
+            async def reading() -> float:
+                stats = await read(client, next(numbers), "one " * (2048 - warmed.prompt_tokens))
                 if stats.prompt_tokens != 2048 or stats.cached_tokens > 8:
                     raise NotMeasured(f"{stats.prefill_tokens:,} tokens were read, not llama-bench's 2,048")
-                ours.append(stats.prefill_tps or 0.0)
-                theirs.append(_llama_bench(bench, "-p", "2048", "-n", "0"))
-        return statistics.mean(ours), statistics.mean(theirs)
+                return stats.prefill_tps or 0.0
+
+            return await _turn_about(reading, _READINGS, bench, "-p", "2048", "-n", "0")
 
     return asyncio.run(both())
 
@@ -421,6 +423,17 @@ def _options() -> argparse.Namespace:
     if options.rounds < 2:
         parser.error("--rounds: two or more, as quartiles are given")
     return options
+
+
+async def _turn_about(
+    ours: Callable[[], Awaitable[float]], n_times: int, bench: Bench, *arguments: str
+) -> tuple[float, float]:
+    """Measure ours between runs of llama-bench: a machine that gets slower does so for both. Medians."""
+    mine, theirs = [], [_llama_bench(bench, *arguments)]
+    for _ in range(n_times):
+        mine.append(await ours())
+        theirs.append(_llama_bench(bench, *arguments))
+    return statistics.median(mine), statistics.median(theirs)
 
 
 def _llama_bench(bench: Bench, *arguments: str) -> float:

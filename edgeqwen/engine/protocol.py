@@ -161,7 +161,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Slot start to first token sampled, thinking included; None when there was none."""
     prompt_tokens: int
     cached_tokens: int
-    """Tokens of the prompt found in the slot's cache."""
+    """Tokens of the prompt taken from the slot's cache: known already and not evaluated again."""
     prefill_tokens: int
     """Tokens of the prompt really evaluated."""
     prefill_s: float

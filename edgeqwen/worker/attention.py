@@ -56,7 +56,10 @@ def measure_untiled(head_size: int) -> float:
 
 
 def _attend(head_size: int, n_rows: int) -> float:
-    """Return the seconds of one head's attention of `n_rows` tokens. Raises OSError, AttributeError."""
+    """Return the seconds of one head's attention of `n_rows` tokens.
+
+    Raises OSError, AttributeError, MemoryError.
+    """
     base, cpu = _open_libraries()
     memory = ctypes.create_string_buffer(_ARENA_BYTES)
     arena = base.ggml_init(_Arena(len(memory), ctypes.addressof(memory), False))
@@ -76,6 +79,7 @@ def _attend(head_size: int, n_rows: int) -> float:
     return min(times)
 
 
+@cache
 def _open_libraries() -> tuple[Any, Any]:
     """Return ggml-base and ggml-cpu with the functions of a small graph."""
     base, cpu = ggml_library("ggml-base"), ggml_library("ggml-cpu")
