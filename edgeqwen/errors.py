@@ -141,6 +141,7 @@ class LoadFailed(EngineError):
     code: ClassVar[str] = "load_failed"
     path: str = ""
     reason: str = ""
+    """Empty where llama.cpp itself refused; with any other the message says what to do."""
 
 
 @dataclass(eq=False)

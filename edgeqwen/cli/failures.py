@@ -75,6 +75,12 @@ def _store(error: Any) -> str | None:  # noqa: ANN401
     }.get(error.cause)
 
 
+def _load_failed(error: Any) -> str | None:  # noqa: ANN401
+    if error.reason:
+        return None
+    return "`edgeqwen verify --all` checks the files; a smaller `--ctx` needs less memory"
+
+
 def _worker_lost(error: Any) -> str:  # noqa: ANN401
     if error.exit_status == -9:
         return "if memory ran out, try a smaller context (`--ctx 2048`) or a smaller quant"
@@ -88,9 +94,7 @@ _HINTS: dict[type[errors.EdgeQwenError], Callable[[Any], str | None]] = {
         f"shorten the text, or give it more room with `--ctx {_room(error.needed)}`"
     ),
     errors.StoreError: _store,
-    errors.LoadFailed: lambda _: (
-        "`edgeqwen verify --all` checks the files; a smaller `--ctx` needs less memory"
-    ),
+    errors.LoadFailed: _load_failed,
     errors.WorkerLost: _worker_lost,
 }
 

@@ -185,6 +185,7 @@ class WorkerClient:
         assert self._process is not None
         assert self._process.stdout is not None
         frames = FrameReader()
+        is_understood = True
         try:
             while data := await self._process.stdout.read(1 << 16):
                 for body in frames.feed(data):
@@ -193,15 +194,18 @@ class WorkerClient:
                     if inbox is not None:
                         inbox.put_nowait(event)
         except EdgeQwenError:
-            self._process.kill()  # it no longer speaks our language
+            self._process.kill()
+            is_understood = False
         status = await self._process.wait()
-        self._lost = self._describe(status)
+        self._lost = self._describe(status if is_understood else None)
         for inbox in self._inboxes.values():
             inbox.put_nowait(Failed.of(self._lost))
 
-    def _describe(self, status: int) -> WorkerLost:
+    def _describe(self, status: int | None) -> WorkerLost:
         tail = _tail(self._log_file) if self._log_file else ()
-        if status >= 0:
+        if status is None:
+            how = "speaks another language than this one, as after an update; start edgeqwen again"
+        elif status >= 0:
             how = f"ended with status {status}"
         elif -status == 9:
             how = "was killed (signal 9), as the system does when memory runs out"

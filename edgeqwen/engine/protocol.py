@@ -1,8 +1,6 @@
 """What front ends and the worker say to each other: typed frames, each with its length before it.
 
-Pure data and framing, shared by both sides. Knows no pipe, no process and no llama.cpp.
-
-A frame is a 4-byte big-endian length and that many bytes of JSON, tagged by its kind.
+Pure data, shared by both sides. Knows no bytes (frames.py), no pipe, no process and no llama.cpp.
 """
 
 from __future__ import annotations
@@ -135,7 +133,7 @@ def _check_bounds(params: object, bounds: dict[str, tuple[float, float]]) -> Non
     for name, (low, high) in bounds.items():
         value = getattr(params, name)
         if value is not None and not low <= value <= high:
-            raise InvalidInput(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
+            raise InvalidInput(f"{name} is {value:,}; it must lie between {low:,} and {high:,}")
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -204,6 +204,10 @@ class _Check:
         for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
             if not isinstance(self._meta.get(key), str):
                 raise self.refuse(f"it has no tokenizer ({key} is missing)")
+        if (kind := self._meta["tokenizer.ggml.model"]) != "gpt2":  # llama.cpp ends the process over "none"
+            raise self.refuse(
+                f"its tokenizer is of the kind {clean_line(str(kind), 40)}, which no Qwen model has"
+            )
         tokens = self._header.arrays.get("tokenizer.ggml.tokens")
         if tokens is None or tokens.kind != 8 or tokens.count < 1:
             raise self.refuse("its vocabulary (tokenizer.ggml.tokens) is missing or no list of texts")

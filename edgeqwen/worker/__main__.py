@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 
 def _claim_pipes() -> tuple[int, int]:
@@ -22,14 +23,16 @@ def main() -> None:
     from edgeqwen.worker.confine import confine
 
     if not confine():
-        print("this system cannot shut off sockets; going on without", file=sys.stderr)  # noqa: T201 - the log
+        with suppress(OSError):  # the disk of the log may be full
+            sys.stderr.write("this system cannot shut off sockets; going on without\n")
     from edgeqwen.worker.main import Worker
 
     with os.fdopen(commands, "rb", buffering=0) as reader, os.fdopen(events, "wb") as writer:
         Worker(reader, writer).run()
         # The reader's thread still waits on the pipe; flush and go without asking it.
         writer.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(0)
 
 

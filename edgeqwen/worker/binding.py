@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqwen.errors import LoadFailed
+from edgeqwen.text import clean_line
 
 LLAMA_VERSION = "0.5.0-dev"
 """What llama_version() of the pinned package says; struct layouts hold for this build only."""
@@ -53,6 +54,10 @@ os.environ.pop("LLAMA_CPP_LIB_PATH", None)  # another build's library would not 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # or an abort forks a debugger
 _open_package()
 
-import llama_cpp.llama_cpp as L  # noqa: E402 - after its package exists
+try:
+    import llama_cpp.llama_cpp as L
+except (OSError, RuntimeError, AttributeError) as error:  # another build's, or a library it needs is missing
+    message = f"llama.cpp's library cannot be used here ({clean_line(str(error))}); run scripts/run again"
+    raise LoadFailed(message, reason="wrong library") from error
 
 __all__ = ["LLAMA_VERSION", "L", "ggml_library", "package_version"]

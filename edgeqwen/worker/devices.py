@@ -88,7 +88,7 @@ def layers_to_try(asked: int, layers: Layers | None, devices: Sequence[Device]) 
     `asked` -1 takes what the free memory of all GPUs holds. Below the first count it goes down in quarters:
     a card's memory is shared with others, so what seems to fit can still be refused.
     """
-    gpus = [device for device in devices if device.kind in ("gpu", "igpu")]
+    gpus = _gpus(devices)
     if not gpus:
         return (0,)
     if asked < 0 and layers is None:
@@ -99,3 +99,20 @@ def layers_to_try(asked: int, layers: Layers | None, devices: Sequence[Device]) 
         room = int(_USABLE * sum(device.free_bytes for device in gpus))
         first = min(n_all, room // max(1, layers.n_bytes))
     return tuple(dict.fromkeys(first * quarters // 4 for quarters in (4, 3, 2, 1, 0)))
+
+
+def layer_notices(
+    asked: int, layers: Layers | None, devices: Sequence[Device], n_layers: int
+) -> tuple[str, ...]:
+    """Say so where `n_layers`, fewer than were asked for, are on GPUs; `asked` as in layers_to_try."""
+    if not _gpus(devices):
+        return ("no GPU can be used here, so the CPU computes all layers",) if asked > 0 else ()
+    n_all = layers.n + 1 if layers else asked
+    if n_layers == (min(asked, n_all) if asked >= 0 else n_all):
+        return ()
+    of_all = f" of {n_all}" if n_all > 0 else ""
+    return (f"the GPU takes {n_layers} layers{of_all}, as its memory allows; the CPU computes the others",)
+
+
+def _gpus(devices: Sequence[Device]) -> list[Device]:
+    return [device for device in devices if device.kind in ("gpu", "igpu")]

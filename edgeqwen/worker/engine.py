@@ -116,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def open_sampler(self, params: SamplerParams, seed: int) -> TokenSampler:
-        """Return the sampler of one request. Raises InvalidInput."""
+        """Return the sampler of one request."""
         ...
 
     def abort(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgeqwen.errors import EngineError, LoadFailed
 from edgeqwen.text import clean_line
 from edgeqwen.worker.attention import TILE, cpu_kernels
 from edgeqwen.worker.binding import LLAMA_VERSION, L, package_version
-from edgeqwen.worker.devices import layers_to_try, list_devices
+from edgeqwen.worker.devices import layer_notices, layers_to_try, list_devices
 from edgeqwen.worker.engine import Decoded, Row
 from edgeqwen.worker.kernels import Kernels
 from edgeqwen.worker.sampler import LlamaSampler
@@ -57,9 +58,8 @@ class LlamaEngine:
                 self._open(params, on_progress)
             except LoadFailed as error:
                 self.close()
-                error.reason = error.reason or log.reason()
-                if error.reason:
-                    error.message += f": {error.reason}"
+                if not error.reason and (reason := log.reason()):
+                    error.message += f": {reason}"
                 raise
             self.notices += log.notices()
         self._wants: list[bool] = []
@@ -85,7 +85,8 @@ class LlamaEngine:
 
     def _open_on_devices(self, params: LoadParams, on_progress: Callable[[float], bool]) -> None:
         """Load with as many layers on GPUs as they take, and say so where that is less than was wanted."""
-        counts = layers_to_try(params.n_gpu_layers, params.layers, list_devices())
+        devices = list_devices()
+        counts = layers_to_try(params.n_gpu_layers, params.layers, devices)
         for n_layers in counts:
             try:
                 self._open_with(params, n_layers, on_progress)
@@ -95,7 +96,7 @@ class LlamaEngine:
                 if n_layers == counts[-1]:
                     raise
         self.n_gpu_layers = n_layers
-        self.notices = _layer_notices(params, n_layers, has_gpu=len(counts) > 1)
+        self.notices = layer_notices(params.n_gpu_layers, params.layers, devices, n_layers)
         if params.repack and _has_amx():
             self.notices += (_AMX_NOTICE,)
 
@@ -340,18 +341,6 @@ def _has_amx() -> bool:
     return b"AMX_INT8 = 1" in L.llama_print_system_info()
 
 
-def _layer_notices(params: LoadParams, n_layers: int, *, has_gpu: bool) -> tuple[str, ...]:
-    """Say so where fewer layers than were wanted are on GPUs."""
-    asked = params.n_gpu_layers
-    if not has_gpu:
-        return ("no GPU can be used here, so the CPU computes all layers",) if asked > 0 else ()
-    n_all = params.layers.n + 1 if params.layers else asked
-    wanted = min(asked, n_all) if asked >= 0 else n_all
-    if n_layers == wanted:
-        return ()
-    return (f"the GPU takes {n_layers} layers of {n_all}, as its memory allows; the CPU computes the others",)
-
-
 def _check_library() -> None:
     version = L.llama_version().decode()
     if version != LLAMA_VERSION:
@@ -377,7 +366,8 @@ class _ErrorLog:
 
     def _take(self, level: int, text: bytes, _data: object) -> None:
         line = text.decode("utf-8", "replace")
-        sys.stderr.write(line)
+        with suppress(OSError):  # its disk may be full
+            sys.stderr.write(line)
         if level == _ERROR_LEVEL:
             self._lines.append(clean_line(line))
         self._is_unpinned |= "failed to mlock" in line or "mlock not supported" in line  # llama-mmap.cpp

@@ -191,9 +191,9 @@ class Worker:
 
 
 def _list_devices() -> Event:
-    from edgeqwen.worker.devices import list_devices, list_features  # loads llama.cpp
-
     try:
+        from edgeqwen.worker.devices import list_devices, list_features  # loads llama.cpp
+
         return Devices(devices=list_devices(), features=list_features())
     except EdgeQwenError as error:
         return Failed.of(error)

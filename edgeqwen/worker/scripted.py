@@ -71,7 +71,8 @@ class ScriptedEngine:
         try:
             self._script = msgspec.json.decode(Path(path).read_bytes(), type=Script)
         except (OSError, msgspec.DecodeError) as error:
-            raise LoadFailed(f"the script {path} cannot be used: {error}", path=path) from error
+            message = f"the script {path} cannot be used: {error}"
+            raise LoadFailed(message, path=path, reason="scripted") from error
         if self._script.fault == "load":
             raise LoadFailed("the script refuses to load", path=path, reason="scripted")
         for step in range(1, 5):

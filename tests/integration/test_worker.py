@@ -229,6 +229,8 @@ async def test_loads_that_fail_say_why(tmp_path: Path, models: Path) -> None:
             with pytest.raises(LoadFailed, match=words) as caught:
                 await client.load(params)
             assert "\n" not in str(caught.value)
+            # Where llama.cpp refuses, the hint is what can be done about files.
+            assert (caught.value.reason == "") == params.paths[0].endswith(".gguf")
 
 
 async def test_loading_tells_how_far_it_is(tmp_path: Path, models: Path) -> None:

@@ -163,6 +163,7 @@ MEANINGLESS = [
     ("another architecture", model("llama"), "architecture is llama; edgeqwen runs Qwen models"),
     ("vision projector", model("clip"), "vision projector"),
     ("no tokenizer", model(without=("tokenizer.ggml.model",)), "no tokenizer"),
+    ("no vocabulary", model(**replaced("tokenizer.ggml.model", STRING, "none")), "kind none"),
     ("no tokens", model(without=("tokenizer.ggml.tokens",)), "vocabulary"),
     ("no merges", model(without=("tokenizer.ggml.merges",)), "no merges"),
     (
