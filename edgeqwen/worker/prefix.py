@@ -50,6 +50,15 @@ class Place(NamedTuple):
     """They came from disk."""
 
 
+class _Stretch(NamedTuple):
+    """Tokens that a prompt has at `start` and an idle sequence at `stop`, behind what was dropped."""
+
+    sequence: CachedSequence
+    start: int
+    stop: int
+    n_same: int
+
+
 class PrefixCache:
     """All sequences of one engine."""
 
@@ -80,10 +89,11 @@ class PrefixCache:
 
         best = max(self._all, key=usable)
         n_best = usable(best)
+        if may_shift and (shifted := self._shift(prompt, limit, idle, n_best)):
+            shifted.used = self._n_placed
+            return Place(shifted, len(shifted.tokens))
         target = self._target(best, n_best, idle)
         target.used = self._n_placed
-        if may_shift and target is best and self._shift(target, prompt, limit):
-            return Place(target, len(target.tokens))
         if n_saved := self._from_disk(target, prompt, limit, n_best):
             return Place(target, n_saved, is_restored=True)
         if target is not best:
@@ -178,15 +188,17 @@ class PrefixCache:
             return best
         return min(idle, key=lambda sequence: (len(sequence.tokens) > 0, sequence.used))
 
-    def _shift(self, target: CachedSequence, prompt: list[int], limit: int) -> bool:
-        """Take a stretch over that stands further up in the sequence than in the prompt."""
+    def _shift(
+        self, prompt: list[int], limit: int, idle: Collection[CachedSequence], n_known: int
+    ) -> CachedSequence | None:
+        """Take the longest stretch over that stands further up in an idle sequence than in the prompt."""
         if not self._engine.can_shift:
-            return False
-        start = common_prefix(target.tokens, prompt)
-        stop = _find(target.tokens, prompt[start : start + _NEEDLE], start)
-        if stop is None or self._shares_beyond(target, stop):
-            return False
-        n_same = common_prefix(target.tokens[stop:], prompt[start:])
+            return None
+        stretches = [stretch for one in idle if (stretch := self._find_stretch(one, prompt))]
+        longest = max(stretches, key=lambda stretch: stretch.start + stretch.n_same, default=None)
+        if longest is None or longest.start + longest.n_same <= n_known:
+            return None
+        target, start, stop, n_same = longest
         self.cut(target, stop + n_same)
         self._engine.shift(target.index, start, stop)
         del target.tokens[start:stop]
@@ -194,7 +206,17 @@ class PrefixCache:
         target.n_pure = start if target.n_pure is None else min(start, target.n_pure)
         target.is_shifting = True
         self.cut(target, limit)
-        return True
+        return target
+
+    def _find_stretch(self, sequence: CachedSequence, prompt: list[int]) -> _Stretch | None:
+        start = common_prefix(sequence.tokens, prompt)
+        stop = _find(sequence.tokens, prompt[start : start + _NEEDLE], start)
+        if stop is None or self._shares_beyond(sequence, stop):
+            return None
+        n_same = common_prefix(sequence.tokens[stop:], prompt[start:])
+        if 2 * n_same < len(sequence.tokens) - stop:
+            return None  # another chat that says the same somewhere; this one's would go on to its end
+        return _Stretch(sequence, start, stop, n_same)
 
     def _shares_beyond(self, target: CachedSequence, stop: int) -> bool:
         """Say whether another sequence may use the cells behind `stop`: a shift would move its own, too."""

@@ -319,8 +319,9 @@ def test_a_step_that_fails_loses_no_text(make: Make) -> None:
     assert "far" in "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-def test_what_moved_up_is_not_read_again(make: Make) -> None:
-    scheduler, _ = make(pieces=["ok"], n_ctx=512)
+@pytest.mark.parametrize("n_slots", [1, 2])
+def test_what_moved_up_is_not_read_again(make: Make, n_slots: int) -> None:
+    scheduler, _ = make(pieces=["ok"], n_ctx=512, n_slots=n_slots)
     texts = ["first " * 30, "answer " * 12, "second " * 12]
     scheduler.submit(Generate(id=1, messages=user(*texts), overflow="drop-oldest"))
     run(scheduler)
@@ -329,6 +330,17 @@ def test_what_moved_up_is_not_read_again(make: Make) -> None:
     [started] = [event for event in run(scheduler) if isinstance(event, Started)]
     assert started.dropped is not None
     assert started.cached_tokens > len("second " * 12)
+
+
+def test_another_chat_that_says_the_same_somewhere_is_not_moved_up(make: Make) -> None:
+    scheduler, _ = make(pieces=["ok"], n_ctx=512)
+    scheduler.submit(Generate(id=1, messages=user("first " * 10, "quoted " * 12, "only here " * 20)))
+    run(scheduler)
+    texts = ["before " * 40, "answer " * 12, "quoted " * 12, "ok", "third " * 20]
+    scheduler.submit(Generate(id=2, messages=user(*texts), overflow="drop-oldest"))
+    [started] = [event for event in run(scheduler) if isinstance(event, Started)]
+    assert started.dropped is not None
+    assert started.cached_tokens < len("quoted " * 12)
 
 
 def test_readers_do_not_hold_up_those_who_answer(make: Make) -> None:
