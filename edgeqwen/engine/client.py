@@ -204,7 +204,7 @@ class WorkerClient:
     def _describe(self, status: int | None) -> WorkerLost:
         tail = _tail(self._log_file) if self._log_file else ()
         if status is None:
-            how = "speaks another language than this one, as after an update; start edgeqwen again"
+            how = "speaks another protocol than this program, as after an update; start edgeqwen again"
         elif status >= 0:
             how = f"ended with status {status}"
         elif -status == 9:

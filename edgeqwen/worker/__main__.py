@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class _Log(io.FileIO):
+    """The log's file; what does not fit on a full disk is lost, and nothing else with it."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
 
 
 def _claim_pipes() -> tuple[int, int]:
@@ -20,19 +34,19 @@ def _claim_pipes() -> tuple[int, int]:
 def main() -> None:
     """Run one worker until its parent closes the pipe."""
     commands, events = _claim_pipes()
+    log = io.BufferedWriter(_Log(2, "wb", closefd=False))
+    sys.stderr = io.TextIOWrapper(log, "utf-8", "backslashreplace", line_buffering=True)
     from edgeqwen.worker.confine import confine
 
     if not confine():
-        with suppress(OSError):  # the disk of the log may be full
-            sys.stderr.write("this system cannot shut off sockets; going on without\n")
+        print("this system cannot shut off sockets; going on without", file=sys.stderr)  # noqa: T201 - the log
     from edgeqwen.worker.main import Worker
 
     with os.fdopen(commands, "rb", buffering=0) as reader, os.fdopen(events, "wb") as writer:
         Worker(reader, writer).run()
         # The reader's thread still waits on the pipe; flush and go without asking it.
         writer.flush()
-        with suppress(OSError):
-            sys.stderr.flush()
+        sys.stderr.flush()
         os._exit(0)
 
 

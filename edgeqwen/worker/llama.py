@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -366,8 +365,7 @@ class _ErrorLog:
 
     def _take(self, level: int, text: bytes, _data: object) -> None:
         line = text.decode("utf-8", "replace")
-        with suppress(OSError):  # its disk may be full
-            sys.stderr.write(line)
+        sys.stderr.write(line)
         if level == _ERROR_LEVEL:
             self._lines.append(clean_line(line))
         self._is_unpinned |= "failed to mlock" in line or "mlock not supported" in line  # llama-mmap.cpp

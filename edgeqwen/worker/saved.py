@@ -335,6 +335,5 @@ def in_words(error: Exception) -> str:
 
 
 def log(sentence: str) -> None:
-    """Write one line to the worker's log, if its disk has room for it."""
-    with suppress(OSError):
-        sys.stderr.write(f"edgeqwen: {clean_line(sentence)}\n")
+    """Write one line to the worker's log."""
+    sys.stderr.write(f"edgeqwen: {clean_line(sentence)}\n")

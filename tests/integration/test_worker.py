@@ -18,10 +18,13 @@ import pytest
 from edgeqwen.chat.session import Session
 from edgeqwen.chat.thinking import Delta
 from edgeqwen.engine.client import WorkerClient
-from edgeqwen.engine.protocol import Generate, LoadParams, Prefill, TextDelta
+from edgeqwen.engine.frames import FrameReader, decode_event, encode
+from edgeqwen.engine.protocol import Failed, Generate, Load, LoadParams, Prefill, TextDelta
 from edgeqwen.errors import ContextOverflow, EngineBusy, EngineError, InvalidInput, LoadFailed, WorkerLost
 from tests.support.asking import ask, script, user
 from tests.support.tiny import write_model
+
+FULL_DEVICE = Path("/dev/full")  # as a full disk
 
 
 def scripted(path: Path, **params: int) -> LoadParams:
@@ -231,6 +234,24 @@ async def test_loads_that_fail_say_why(tmp_path: Path, models: Path) -> None:
             assert "\n" not in str(caught.value)
             # Where llama.cpp refuses, the hint is what can be done about files.
             assert (caught.value.reason == "") == params.paths[0].endswith(".gguf")
+
+
+@pytest.mark.skipif(not FULL_DEVICE.exists(), reason="needs /dev/full")
+def test_a_full_disk_below_the_log_ends_nothing(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "a.gguf", metadata={"qwen3.block_count": "2"})
+    with FULL_DEVICE.open("wb") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgeqwen.worker"],
+            input=encode(Load(params=LoadParams(paths=(str(model),)))),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            check=False,
+        )
+    failed = [
+        event for body in FrameReader().feed(done.stdout) if isinstance(event := decode_event(body), Failed)
+    ]
+    assert ["wrong type" in event.message for event in failed] == [True]
+    assert done.returncode == 0
 
 
 async def test_loading_tells_how_far_it_is(tmp_path: Path, models: Path) -> None:
